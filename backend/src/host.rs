@@ -1,0 +1,134 @@
+//! The trait that every place of translation implements, and the words it needs.
+
+use std::fmt;
+use std::io;
+
+use viommu_pasid::Requester;
+use viommu_pgtable::{Mapping, OutOfTables};
+
+/// A domain, by the guest's number (virtio 1.4, 5.13.6.3); 0 is nothing special.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct DomainId(u32);
+
+impl DomainId {
+    /// The domain with this number.
+    #[must_use]
+    pub const fn new(raw: u32) -> Self {
+        Self(raw)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn raw(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for DomainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for DomainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DomainId({})", self.0)
+    }
+}
+
+/// Where the DMA of a requester goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Nowhere: every access faults.
+    Blocked,
+    /// To the address it names: bypass.
+    Identity,
+    /// Through the mappings of a domain.
+    Domain(DomainId),
+}
+
+/// What a backend can do; fixed when it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Sizes that a leaf can have, one bit each; the lowest is the granule.
+    pub page_size_mask: u64,
+    /// Width of an IOVA, bits.
+    pub input_bits: u8,
+    /// Highest output address that a mapping may reach, inclusive.
+    pub output_last: u64,
+}
+
+/// Why a backend refused. The state is as before the call.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// The memory for tables is used up: the guest sees NOMEM.
+    #[error(transparent)]
+    OutOfTables(#[from] OutOfTables),
+    /// The host has no room for another mapping: the guest sees NOMEM.
+    #[error("the host holds no more mappings")]
+    OutOfMappings,
+    /// This backend cannot do it: the guest sees UNSUPP.
+    #[error("not supported: {0}")]
+    Unsupported(&'static str),
+    /// The host's kernel refused: the guest sees IOERR.
+    #[error("{call}: {source}")]
+    Refused {
+        /// What was tried.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A place where DMA is translated.
+///
+/// Calls come from one thread, in the order that the state machine decided. None waits for the
+/// VMM or the guest; only [`sync`](Self::sync) waits for device processes, with a bound.
+///
+/// Each fallible call takes effect as a whole or, on error, leaves everything as before. Calls that
+/// only withdraw cannot fail: a host that refuses to withdraw is cut off by the backend itself.
+pub trait HostIommu: Send {
+    /// What this backend can do; the same at every call.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Makes an empty domain. The caller makes no domain twice.
+    ///
+    /// # Errors
+    /// [`HostError::OutOfTables`] or what the host says.
+    fn create_domain(&mut self, domain: DomainId) -> Result<(), HostError>;
+
+    /// Ends a domain that nothing is attached to; its mappings go with it. Withdraws.
+    fn destroy_domain(&mut self, domain: DomainId);
+
+    /// Sends the DMA of `requester` to `target`, atomically replacing where it went before: a DMA sees
+    /// the old or the new, never neither. Withdraws the old.
+    ///
+    /// # Errors
+    /// [`HostError`]; the old target stays.
+    fn attach(&mut self, requester: Requester, target: Target) -> Result<(), HostError>;
+
+    /// Makes `mapping` usable by all that is attached to `domain`. It overlaps no other mapping, and is
+    /// aligned to the granule and within [`Capabilities`].
+    ///
+    /// # Errors
+    /// [`HostError`]; nothing of the mapping is usable then.
+    fn map(&mut self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError>;
+
+    /// Withdraws a mapping that [`map`](Self::map) made, whole. It is out of use after the next
+    /// [`sync`](Self::sync).
+    fn unmap(&mut self, domain: DomainId, mapping: &Mapping);
+
+    /// Makes accesses of `requester` wait until [`resume`](Self::resume) or the next
+    /// [`attach`](Self::attach); a backend that cannot make them wait blocks them. Idempotent. In force after the next `sync`.
+    fn park(&mut self, requester: Requester);
+
+    /// Ends [`park`](Self::park): what was attached before is attached again. Idempotent.
+    fn resume(&mut self, requester: Requester);
+
+    /// Returns when no device uses what was withdrawn since the last call; then table pages that were
+    /// freed are used again. O(1) if nothing was withdrawn. Waits for device processes, at most as long
+    /// as the bound for stuck ones.
+    fn sync(&mut self);
+}

@@ -1,0 +1,12 @@
+//! Where translations take effect: the trait [`HostIommu`] and what implements it.
+//!
+//! What it is: the door between the state machine, which decides, and the places where DMA really happens.
+//! What it guarantees: every call either takes effect as a whole or changes nothing; what a call withdrew
+//! is out of use once [`HostIommu::sync`] has returned, and not before.
+//! What it leaves out: virtio's rules. Who calls has checked them: ranges do not overlap, domains exist.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
+
+mod host;
+
+pub use host::{Capabilities, DomainId, HostError, HostIommu, Target};

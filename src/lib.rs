@@ -1,0 +1,1 @@
+//! The guest IOMMU as a library.
