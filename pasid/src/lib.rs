@@ -9,5 +9,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
 
 mod endpoint;
+pub mod vtd;
 
 pub use endpoint::{EndpointId, Pasid, Requester};
