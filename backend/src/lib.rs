@@ -8,5 +8,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
 
 mod host;
+mod recording;
 
 pub use host::{Capabilities, DomainId, HostError, HostIommu, Target};
+pub use recording::{Call, Recording, State};
