@@ -1,1 +1,4 @@
 //! The guest IOMMU as a library.
+
+pub mod iommu;
+pub mod protocol;

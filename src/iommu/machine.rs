@@ -1,0 +1,219 @@
+//! The state machine's front: what others call.
+
+use std::collections::BTreeMap;
+
+use viommu_backend::{Capabilities, DomainId, HostError, HostIommu, Target};
+use viommu_pasid::{EndpointId, Requester};
+use viommu_pgtable::{IovaRange, PhysAddr};
+
+use super::decide::Plan;
+use super::settings::{EndpointSpec, Settings, SettingsError};
+use super::state::{Domain, Endpoint, Space};
+use crate::protocol::{ConfigSpace, FaultReason, Reply, Request, Status};
+
+/// What the rings are doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The host was not told of the endpoints yet.
+    Made,
+    /// Requests can come.
+    Running,
+    /// The rings are stopped, and why is not known: a pause, or a reset.
+    Parked,
+}
+
+/// The IOMMU of one guest. See the [module](super).
+#[derive(Debug)]
+pub struct Iommu {
+    pub(super) settings: Settings,
+    pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
+    pub(super) domains: BTreeMap<DomainId, Domain>,
+    /// Highest address that a mapping may lead to; the host's word, known from [`Iommu::start`] on.
+    pub(super) output_last: PhysAddr,
+    pub(super) bypass: bool,
+    pub(super) phase: Phase,
+}
+
+/// A host that cannot serve the settings, or did not accept the endpoints.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Mappings would be finer than the host can make.
+    #[error("page size {granule:#x} is too small: the host's smallest is {host:#x}")]
+    Granule {
+        /// The smallest page size of the settings, bytes.
+        granule: u64,
+        /// The host's, bytes.
+        host: u64,
+    },
+    /// The guest could use addresses that the host cannot translate.
+    #[error("the input range {input} is too wide: the host translates {host_bits} bits")]
+    Input {
+        /// The range of the settings.
+        input: IovaRange,
+        /// What the host translates.
+        host_bits: u8,
+    },
+    /// The host refused an endpoint.
+    #[error("endpoint {endpoint}: {source}")]
+    Endpoint {
+        /// Which.
+        endpoint: EndpointId,
+        /// Why.
+        source: HostError,
+    },
+}
+
+impl Iommu {
+    /// An IOMMU for these endpoints; nothing is attached. [`start`](Self::start) comes next.
+    ///
+    /// # Errors
+    /// [`SettingsError`].
+    pub fn new(settings: Settings, endpoints: Vec<EndpointSpec>) -> Result<Self, SettingsError> {
+        settings.check()?;
+        let mut by_id = BTreeMap::new();
+        for spec in endpoints {
+            spec.check(settings.probe_size)?;
+            if by_id.insert(spec.id, Endpoint::new(spec.reserved)).is_some() {
+                return Err(SettingsError::EndpointTwice(spec.id));
+            }
+        }
+        Ok(Self {
+            bypass: settings.boot_bypass,
+            settings,
+            endpoints: by_id,
+            domains: BTreeMap::new(),
+            output_last: PhysAddr::new(u64::MAX),
+            phase: Phase::Made,
+        })
+    }
+
+    /// Learns what the host can do and sends each endpoint's DMA where `boot_bypass` says.
+    ///
+    /// # Errors
+    /// [`StartError`]. The host may have been told of some endpoints; the IOMMU answers no request.
+    pub fn start(&mut self, host: &mut dyn HostIommu) -> Result<(), StartError> {
+        self.check_host(&host.capabilities())?;
+        let target = self.unattached_target();
+        for (&endpoint, state) in &mut self.endpoints {
+            host.attach(Requester::rid(endpoint), target)
+                .map_err(|source| StartError::Endpoint { endpoint, source })?;
+            state.target = target;
+        }
+        self.output_last = PhysAddr::new(host.capabilities().output_last);
+        self.phase = Phase::Running;
+        Ok(())
+    }
+
+    /// Answers a request: see the [module](super) for what wins where several statuses fit.
+    ///
+    /// DEVERR, and nothing happens, before [`start`](Self::start) and between [`park`](Self::park)
+    /// and [`resume`](Self::resume) or [`reset`](Self::reset): which of the two the rings' restart
+    /// was, has to be said first.
+    pub fn request(&mut self, host: &mut dyn HostIommu, request: &Request) -> Reply<'_> {
+        if self.phase != Phase::Running {
+            return Status::DEVERR.into();
+        }
+        let plan = match self.decide(request) {
+            Ok(plan) => plan,
+            Err(status) => return status.into(),
+        };
+        if let Plan::Probe(endpoint) = plan {
+            return self.properties(endpoint);
+        }
+        match self.act(host, &plan) {
+            Ok(()) => Status::OK.into(),
+            Err(error) => refused(request, &error).into(),
+        }
+    }
+
+    /// What the configuration space says now.
+    #[must_use]
+    pub fn config(&self) -> ConfigSpace {
+        ConfigSpace {
+            page_size_mask: self.settings.page_size_mask,
+            input: self.settings.input,
+            domains: self.settings.domains.clone(),
+            probe_size: self.settings.probe_size,
+            bypass: self.bypass,
+        }
+    }
+
+    /// Whether DMA of an endpoint that is attached to nothing goes where it says.
+    #[must_use]
+    pub const fn bypass(&self) -> bool {
+        self.bypass
+    }
+
+    /// Why the host refused an access of `endpoint`: it is attached to nothing, or its domain has no
+    /// mapping for the access. `None` for an endpoint that does not exist.
+    #[must_use]
+    pub fn fault_reason(&self, endpoint: EndpointId) -> Option<FaultReason> {
+        Some(match self.endpoints.get(&endpoint)?.attached {
+            None => FaultReason::Domain,
+            Some(_) => FaultReason::Mapping,
+        })
+    }
+
+    /// Domains that exist, bypass domains too.
+    #[must_use]
+    pub fn domain_count(&self) -> usize {
+        self.domains.len()
+    }
+
+    /// Mappings that exist, of all domains.
+    #[must_use]
+    pub fn mapping_count(&self) -> usize {
+        let mapped = |domain: &Domain| match &domain.space {
+            Space::Bypass => 0,
+            Space::Mapped(mapped) => mapped.mappings.len(),
+        };
+        self.domains.values().map(mapped).sum()
+    }
+
+    /// Where DMA of an endpoint that is attached to nothing goes.
+    pub(super) const fn unattached_target(&self) -> Target {
+        if self.bypass { Target::Identity } else { Target::Blocked }
+    }
+
+    fn properties(&self, endpoint: EndpointId) -> Reply<'_> {
+        match self.endpoints.get(&endpoint) {
+            Some(state) => Reply::properties(&state.reserved),
+            None => Status::NOENT.into(),
+        }
+    }
+
+    fn check_host(&self, host: &Capabilities) -> Result<(), StartError> {
+        let lowest_bit = |mask: u64| mask & mask.wrapping_neg();
+        let (granule, least) =
+            (lowest_bit(self.settings.page_size_mask), lowest_bit(host.page_size_mask));
+        if granule < least {
+            return Err(StartError::Granule { granule, host: least });
+        }
+        let input = self.settings.input;
+        let past_last = u32::from(host.input_bits);
+        if input.last().raw().checked_shr(past_last).is_some_and(|above| above != 0) {
+            return Err(StartError::Input { input, host_bits: host.input_bits });
+        }
+        Ok(())
+    }
+}
+
+/// The status of what the host refused, and one line in the log if that is no limit of ours.
+fn refused(request: &Request, error: &HostError) -> Status {
+    let status = status_of(error);
+    if status == Status::NOMEM {
+        log::debug!("{request:?}: {error}");
+    } else {
+        log::warn!("the host refused {request:?}: {error}");
+    }
+    status
+}
+
+/// The one place where a host's refusal becomes a status.
+fn status_of(error: &HostError) -> Status {
+    match error {
+        HostError::OutOfTables(_) | HostError::OutOfMappings => Status::NOMEM,
+        HostError::Unsupported(_) => Status::UNSUPP,
+        _ => Status::IOERR,
+    }
+}
