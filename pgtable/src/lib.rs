@@ -39,8 +39,15 @@ extern crate std;
 
 mod access;
 mod addr;
+mod fault;
+pub mod format;
 mod memory;
+mod walk;
 
 pub use access::Access;
 pub use addr::{AddrRange, Iova, IovaRange, Mapping, MappingError, PhysAddr};
+pub use fault::{Fault, FaultKind, Purpose, Stage};
+pub use format::vtd_second::{self, VtdSecond};
+pub use format::{Entry, Format, Geometry, Mark};
 pub use memory::{OutOfTables, TableMemory, TableStore};
+pub use walk::{MARK_ATTEMPTS, Translation, walk};

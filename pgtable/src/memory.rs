@@ -15,6 +15,17 @@ pub trait TableMemory {
     /// what was written to a table before a pointer to it was stored is seen through that pointer.
     /// Never blocks, never panics.
     fn load(&self, at: PhysAddr) -> Option<u64>;
+
+    /// Replaces the entry at `at` by `new` if it is `old`, in one atomic step; the inner error is what
+    /// was found instead. `None` where there is no memory, or none that a walk may write: then an access
+    /// that must set an accessed or dirty flag faults.
+    ///
+    /// `at` is a multiple of 8. Ordered both ways (AcqRel, or stronger): the flag is set before the
+    /// access that it announces. Never blocks, never panics, never fails without a reason.
+    fn compare_exchange(&self, at: PhysAddr, old: u64, new: u64) -> Option<Result<(), u64>> {
+        let _ = (at, old, new);
+        None
+    }
 }
 
 /// There are not enough free table pages.
