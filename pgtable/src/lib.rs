@@ -34,7 +34,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 extern crate std;
 
 mod access;
@@ -42,6 +42,9 @@ mod addr;
 mod fault;
 pub mod format;
 mod memory;
+mod table;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod walk;
 
 pub use access::Access;
@@ -50,4 +53,5 @@ pub use fault::{Fault, FaultKind, Purpose, Stage};
 pub use format::vtd_second::{self, VtdSecond};
 pub use format::{Entry, Format, Geometry, Mark};
 pub use memory::{OutOfTables, TableMemory, TableStore};
+pub use table::{MapError, Table, UnmapError, Unmapped};
 pub use walk::{MARK_ATTEMPTS, Translation, walk};
