@@ -1,0 +1,122 @@
+//! What the device did, for one line at the end.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::protocol::{RequestKind, Status};
+
+/// Statuses that exist, by their number on the wire.
+const STATUSES: [Status; 9] = [
+    Status::OK,
+    Status::IOERR,
+    Status::UNSUPP,
+    Status::DEVERR,
+    Status::INVAL,
+    Status::RANGE,
+    Status::NOENT,
+    Status::FAULT,
+    Status::NOMEM,
+];
+
+/// Counts since the daemon's start. They wrap only after more requests than fit into a lifetime.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// ATTACH, DETACH, MAP, UNMAP, PROBE, whatever came of them.
+    kinds: [u64; 5],
+    /// Answers by status.
+    statuses: [u64; STATUSES.len()],
+    /// Buffers that are no request: untouched, used length 0.
+    pub unknown: u64,
+    /// Chains that lead nowhere or outside memory: the same.
+    pub bad_chains: u64,
+    /// Rings that were given up until their next set-up.
+    pub broken_rings: u64,
+    /// Faults that the guest was told.
+    pub faults: u64,
+    /// Faults that found no room among those waiting, or ended with a reset.
+    pub faults_dropped: u64,
+    /// Waits for device processes before an answer.
+    pub drains: u64,
+    /// The longest of them.
+    pub longest_drain: Duration,
+}
+
+impl Counters {
+    /// Counts a well-formed request and its answer.
+    pub fn request(&mut self, kind: RequestKind, status: Status) {
+        if let Some(count) = self.kinds.get_mut(place(kind)) {
+            *count += 1;
+        }
+        if let Some(count) = self.statuses.get_mut(usize::from(status.raw())) {
+            *count += 1;
+        }
+    }
+
+    /// Counts a wait for device processes.
+    pub fn drain(&mut self, took: Duration) {
+        self.drains += 1;
+        self.longest_drain = self.longest_drain.max(took);
+    }
+
+    /// Requests of one kind.
+    #[must_use]
+    pub fn of(&self, kind: RequestKind) -> u64 {
+        self.kinds.get(place(kind)).copied().unwrap_or_default()
+    }
+
+    /// Buffers that were given back, requests or not.
+    #[must_use]
+    pub fn all(&self) -> u64 {
+        self.kinds.iter().sum::<u64>() + self.unknown + self.bad_chains
+    }
+}
+
+/// Where a kind is counted.
+const fn place(kind: RequestKind) -> usize {
+    match kind {
+        RequestKind::Attach => 0,
+        RequestKind::Detach => 1,
+        RequestKind::Map => 2,
+        RequestKind::Unmap => 3,
+        RequestKind::Probe => 4,
+    }
+}
+
+/// `counters: requests=7 attach=1 ... longest_drain_us=12`, statuses other than OK only where one was
+/// given.
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [attach, detach, map, unmap, probe] = self.kinds;
+        write!(f, "counters: requests={} attach={attach} detach={detach}", self.all())?;
+        write!(f, " map={map} unmap={unmap} probe={probe}")?;
+        write!(f, " unknown={} bad={}", self.unknown, self.bad_chains)?;
+        for (status, count) in STATUSES.iter().zip(self.statuses) {
+            if count > 0 || status.is_ok() {
+                write!(f, " {}={count}", status.name().to_ascii_lowercase())?;
+            }
+        }
+        write!(f, " faults={} faults_dropped={}", self.faults, self.faults_dropped)?;
+        write!(f, " broken_rings={} drains={}", self.broken_rings, self.drains)?;
+        write!(f, " longest_drain_us={}", self.longest_drain.as_micros())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_says_everything_that_was_counted() {
+        let mut counters = Counters { unknown: 1, faults: 2, ..Counters::default() };
+        counters.request(RequestKind::Map, Status::OK);
+        counters.request(RequestKind::Map, Status::INVAL);
+        counters.request(RequestKind::Probe, Status::OK);
+        counters.drain(Duration::from_micros(9));
+        counters.drain(Duration::from_micros(4));
+        assert_eq!(
+            counters.to_string(),
+            "counters: requests=4 attach=0 detach=0 map=2 unmap=0 probe=1 unknown=1 bad=0 ok=2 inval=1 \
+             faults=2 faults_dropped=0 broken_rings=0 drains=2 longest_drain_us=9"
+        );
+    }
+}

@@ -1,0 +1,208 @@
+//! The guest's memory as the front-end describes it.
+
+use std::fs::File;
+
+use vhost::vhost_user::message::VhostUserMemoryRegion;
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionCollectionError, GuestRegionMmap,
+    MmapRegion,
+};
+
+/// Most regions that a table holds; as many descriptors as one message can bring.
+pub(super) const MAX_REGIONS: usize = 32;
+
+/// Why a memory table is refused. The table in use stays.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MemoryError {
+    /// More regions than [`MAX_REGIONS`].
+    #[error("{0} memory regions, at most {MAX_REGIONS} are served")]
+    TooMany(usize),
+    /// A range that ends beyond the address space.
+    #[error("memory region {gpa:#x}+{size:#x} ends beyond the address space")]
+    Wraps {
+        /// Where it starts in the guest.
+        gpa: u64,
+        /// Its length in bytes.
+        size: u64,
+    },
+    /// The file could not be mapped, or is shorter than the region.
+    #[error("memory region {gpa:#x}+{size:#x}: {source}")]
+    Unmappable {
+        /// Where it starts in the guest.
+        gpa: u64,
+        /// Its length in bytes.
+        size: u64,
+        /// What the mapping said.
+        source: MmapRegionError,
+    },
+    /// Regions that overlap in the guest.
+    #[error(transparent)]
+    Layout(#[from] GuestRegionCollectionError),
+    /// No such region to remove.
+    #[error("no memory region {gpa:#x}+{size:#x}")]
+    Unknown {
+        /// Where it would start in the guest.
+        gpa: u64,
+        /// Its length in bytes.
+        size: u64,
+    },
+}
+
+/// Where one region lies for the front-end and for the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Placement {
+    user: u64,
+    gpa: u64,
+    size_bytes: u64,
+}
+
+impl From<&VhostUserMemoryRegion> for Placement {
+    fn from(region: &VhostUserMemoryRegion) -> Self {
+        Self { user: region.user_addr, gpa: region.guest_phys_addr, size_bytes: region.memory_size }
+    }
+}
+
+/// The guest's memory, mapped, and the way from the front-end's addresses to the guest's.
+#[derive(Debug, Clone, Default)]
+pub(super) struct GuestRam {
+    mapped: GuestMemoryMmap,
+    placements: Vec<Placement>,
+}
+
+impl GuestRam {
+    /// The table that SET_MEM_TABLE brings: one file for each region, in the same order.
+    pub(super) fn new(
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+    ) -> Result<Self, MemoryError> {
+        let mut ram = Self::default();
+        for (region, file) in regions.iter().zip(files) {
+            ram = ram.with(region, file)?;
+        }
+        Ok(ram)
+    }
+
+    /// This table and one region more (ADD_MEM_REG).
+    pub(super) fn with(
+        &self,
+        region: &VhostUserMemoryRegion,
+        file: File,
+    ) -> Result<Self, MemoryError> {
+        let placement = Placement::from(region);
+        if self.placements.len() >= MAX_REGIONS {
+            return Err(MemoryError::TooMany(self.placements.len() + 1));
+        }
+        let mapped = map(placement, FileOffset::new(file, region.mmap_offset))?;
+        let mapped = self.mapped.insert_region(mapped.into())?;
+        let mut placements = self.placements.clone();
+        placements.push(placement);
+        Ok(Self { mapped, placements })
+    }
+
+    /// This table without a region (REM_MEM_REG); it is named by its place, the file does not count.
+    pub(super) fn without(&self, region: &VhostUserMemoryRegion) -> Result<Self, MemoryError> {
+        let gone = Placement::from(region);
+        let unknown = || MemoryError::Unknown { gpa: gone.gpa, size: gone.size_bytes };
+        let at = self.placements.iter().position(|known| *known == gone).ok_or_else(unknown)?;
+        let (mapped, _) = self
+            .mapped
+            .remove_region(GuestAddress(gone.gpa), gone.size_bytes)
+            .map_err(|_| unknown())?;
+        let mut placements = self.placements.clone();
+        placements.remove(at);
+        Ok(Self { mapped, placements })
+    }
+
+    /// No memory at all: before the first table.
+    pub(super) fn is_empty(&self) -> bool {
+        self.placements.is_empty()
+    }
+
+    /// The memory itself, by guest-physical address.
+    pub(super) fn mapped(&self) -> &GuestMemoryMmap {
+        &self.mapped
+    }
+
+    /// The guest-physical address of what lies at `user` in the front-end; `None` outside all regions.
+    pub(super) fn guest_address(&self, user: u64) -> Option<GuestAddress> {
+        self.placements.iter().find_map(|place| {
+            let offset =
+                user.checked_sub(place.user).filter(|offset| *offset < place.size_bytes)?;
+            place.gpa.checked_add(offset).map(GuestAddress)
+        })
+    }
+}
+
+/// Maps one region of a file at its place.
+fn map(place: Placement, file: FileOffset) -> Result<GuestRegionMmap, MemoryError> {
+    let Placement { gpa, size_bytes: size, .. } = place;
+    let wraps = || MemoryError::Wraps { gpa, size };
+    let length = usize::try_from(size).map_err(|_| wraps())?;
+    let mapping = MmapRegion::from_file(file, length)
+        .map_err(|source| MemoryError::Unmappable { gpa, size, source })?;
+    GuestRegionMmap::new(mapping, GuestAddress(gpa)).ok_or_else(wraps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::GuestMemoryBackend;
+
+    const USER: u64 = 0x7f00_0000_0000;
+
+    fn region(gpa: u64, size: u64, user: u64) -> VhostUserMemoryRegion {
+        VhostUserMemoryRegion::new(gpa, size, user, 0)
+    }
+
+    fn file(size: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(size).unwrap();
+        file
+    }
+
+    #[test]
+    fn addresses_of_the_front_end_become_the_guests() {
+        let regions = [region(0x10_0000, 0x1000, USER), region(0, 0x2000, USER + 0x1000)];
+        let ram = GuestRam::new(&regions, vec![file(0x1000), file(0x2000)]).unwrap();
+        assert_eq!(ram.guest_address(USER), Some(GuestAddress(0x10_0000)));
+        assert_eq!(ram.guest_address(USER + 0xfff), Some(GuestAddress(0x10_0fff)));
+        assert_eq!(ram.guest_address(USER + 0x1000), Some(GuestAddress(0)));
+        assert_eq!(ram.guest_address(USER + 0x3000), None);
+        assert_eq!(ram.guest_address(USER - 1), None);
+    }
+
+    #[test]
+    fn a_region_longer_than_its_file_is_refused() {
+        let refused = GuestRam::new(&[region(0, 0x2000, USER)], vec![file(0x1000)]);
+        assert!(matches!(refused, Err(MemoryError::Unmappable { gpa: 0, size: 0x2000, .. })));
+    }
+
+    #[test]
+    fn overlapping_regions_are_refused() {
+        let regions = [region(0, 0x2000, USER), region(0x1000, 0x1000, USER + 0x2000)];
+        let refused = GuestRam::new(&regions, vec![file(0x2000), file(0x1000)]);
+        assert!(matches!(refused, Err(MemoryError::Layout(_))));
+    }
+
+    #[test]
+    fn a_region_that_is_taken_away_is_gone_and_only_that() {
+        let regions = [region(0, 0x1000, USER), region(0x1000, 0x1000, USER + 0x1000)];
+        let ram = GuestRam::new(&regions, vec![file(0x1000), file(0x1000)]).unwrap();
+        let less = ram.without(&regions[0]).unwrap();
+        assert_eq!(less.guest_address(USER), None);
+        assert_eq!(less.guest_address(USER + 0x1000), Some(GuestAddress(0x1000)));
+        assert_eq!(less.mapped().num_regions(), 1);
+        assert!(matches!(less.without(&regions[0]), Err(MemoryError::Unknown { gpa: 0, .. })));
+    }
+
+    #[test]
+    fn one_region_above_the_limit_is_refused() {
+        let many: Vec<_> = (0..=MAX_REGIONS as u64)
+            .map(|n| region(n * 0x1000, 0x1000, USER + n * 0x1000))
+            .collect();
+        let files = || many.iter().map(|_| file(0x1000)).collect::<Vec<_>>();
+        assert!(GuestRam::new(&many[..MAX_REGIONS], files()).is_ok());
+        assert!(matches!(GuestRam::new(&many, files()), Err(MemoryError::TooMany(33))));
+    }
+}
