@@ -1,0 +1,225 @@
+//! A split virtqueue whose driver is not trusted, and the chains that come out of it.
+//!
+//! Each descriptor is read once, into a list of its own: checks and copies work on that list, so a
+//! driver that rewrites a descriptor in between changes nothing.
+
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
+
+/// Most buffers in a chain: a request's header, its segments, its status.
+pub(crate) const MAX_BUFFERS: usize = super::request::MAX_SEGMENTS as usize + 2;
+
+/// Where the driver put a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RingSetup {
+    /// Number of descriptors, a power of two.
+    pub(crate) size: u16,
+    /// Address of the descriptor table.
+    pub(crate) descriptors: u64,
+    /// Address of the available ring.
+    pub(crate) available: u64,
+    /// Address of the used ring.
+    pub(crate) used: u64,
+}
+
+/// Why a queue cannot go on; its state is as before the call that said so.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RingError {
+    /// Sizes, alignments or indexes that are never right, or memory that is not there.
+    #[error("{0}")]
+    Queue(#[from] virtio_queue::Error),
+    /// An available entry could not be read.
+    #[error("the available ring cannot be read")]
+    Available,
+    /// A chain is cut short, too long or out of order.
+    #[error("broken descriptor chain at {head}: {reason}")]
+    Chain {
+        /// Its first descriptor.
+        head: u16,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+/// One queue, driven from one thread.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    queue: Queue,
+}
+
+/// A request's buffers, in the driver's order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Chain {
+    /// Its first descriptor: what goes into the used ring.
+    pub(crate) head: u16,
+    /// What the device reads.
+    pub(crate) readable: Buffers,
+    /// What the device writes.
+    pub(crate) writable: Buffers,
+}
+
+/// Buffers one behind the other, as one range of bytes.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Buffers(Vec<(GuestAddress, u32)>);
+
+impl Ring {
+    /// The queue at `setup`, nothing of it taken yet.
+    ///
+    /// # Errors
+    /// [`RingError::Queue`] for sizes and alignments that the standard forbids.
+    pub(crate) fn new(setup: &RingSetup, event_idx: bool) -> Result<Self, RingError> {
+        let mut queue = Queue::new(setup.size)?;
+        queue.try_set_size(setup.size)?;
+        queue.try_set_desc_table_address(GuestAddress(setup.descriptors))?;
+        queue.try_set_avail_ring_address(GuestAddress(setup.available))?;
+        queue.try_set_used_ring_address(GuestAddress(setup.used))?;
+        queue.set_event_idx(event_idx);
+        queue.set_ready(true);
+        Ok(Self { queue })
+    }
+
+    /// Takes the next chain, if there is one.
+    ///
+    /// # Errors
+    /// [`RingError`]; the chain is still there.
+    pub(crate) fn pop<M: GuestMemory>(&mut self, memory: &M) -> Result<Option<Chain>, RingError> {
+        let Some(chain) = self.queue.iter(memory)?.next() else {
+            // also what an unreadable entry looks like: then the index says that there is one
+            let empty = self.queue.avail_idx(memory, Ordering::Acquire)?.0;
+            let empty = empty == self.queue.next_avail();
+            return if empty { Ok(None) } else { Err(RingError::Available) };
+        };
+        let head = chain.head_index();
+        Chain::collect(head, chain).map(Some).inspect_err(|_| self.queue.go_to_previous_position())
+    }
+
+    /// Gives a chain back, `written` bytes of it written; true if the driver wants an interrupt.
+    ///
+    /// # Errors
+    /// [`RingError`]; the chain is not given back.
+    pub(crate) fn push<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        head: u16,
+        written: u32,
+    ) -> Result<bool, RingError> {
+        let before = self.queue.next_used();
+        self.queue
+            .add_used(memory, head, written)
+            .and_then(|()| self.queue.needs_notification(memory))
+            .inspect_err(|_| self.queue.set_next_used(before))
+            .map_err(RingError::from)
+    }
+
+    /// Asks the driver for no notifications while the queue is being worked on.
+    ///
+    /// # Errors
+    /// [`RingError::Queue`].
+    pub(crate) fn disarm<M: GuestMemory>(&mut self, memory: &M) -> Result<(), RingError> {
+        Ok(self.queue.disable_notification(memory)?)
+    }
+
+    /// Asks the driver for a notification of the next chain; true if one is there already, which
+    /// then has to be served first: nobody will notify.
+    ///
+    /// # Errors
+    /// [`RingError::Queue`].
+    pub(crate) fn rearm<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, RingError> {
+        Ok(self.queue.enable_notification(memory)?)
+    }
+}
+
+impl Chain {
+    fn collect(
+        head: u16,
+        descriptors: impl Iterator<Item = virtio_queue::desc::split::Descriptor>,
+    ) -> Result<Self, RingError> {
+        let broken = |reason| RingError::Chain { head, reason };
+        let mut chain = Self { head, ..Self::default() };
+        let mut complete = false;
+        for (n, descriptor) in descriptors.enumerate() {
+            if n == MAX_BUFFERS {
+                return Err(broken("too many buffers"));
+            }
+            complete = !descriptor.has_next();
+            let buffer = (descriptor.addr(), descriptor.len());
+            if descriptor.is_write_only() {
+                chain.writable.0.push(buffer);
+            } else if chain.writable.0.is_empty() {
+                chain.readable.0.push(buffer);
+            } else {
+                return Err(broken("a readable buffer behind a writable one"));
+            }
+        }
+        // the iterator just ends at an unreadable descriptor, a loop, or a bad indirect table
+        if complete { Ok(chain) } else { Err(broken("it does not end")) }
+    }
+}
+
+impl Buffers {
+    /// Length of all, in bytes.
+    pub(crate) fn total_bytes(&self) -> u64 {
+        self.0.iter().map(|(_, bytes)| u64::from(*bytes)).sum()
+    }
+
+    /// Copies `to.len()` bytes out of guest memory, from `offset` on.
+    ///
+    /// # Errors
+    /// If there are fewer bytes or some are not accessible; `to` holds rubbish then.
+    pub(crate) fn read<M: GuestMemory>(
+        &self,
+        memory: &M,
+        offset: u64,
+        to: &mut [u8],
+    ) -> Result<(), Inaccessible> {
+        let mut rest = to;
+        for (address, bytes) in self.behind(offset) {
+            let (part, behind) = rest.split_at_mut(bytes.min(rest.len()));
+            memory.read_slice(part, address).map_err(|_| Inaccessible)?;
+            rest = behind;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        if rest.is_empty() { Ok(()) } else { Err(Inaccessible) }
+    }
+
+    /// Copies `from` into guest memory, from `offset` on.
+    ///
+    /// # Errors
+    /// If there is less room or some is not accessible; a part may be written then.
+    pub(crate) fn write<M: GuestMemory>(
+        &self,
+        memory: &M,
+        offset: u64,
+        from: &[u8],
+    ) -> Result<(), Inaccessible> {
+        let mut rest = from;
+        for (address, bytes) in self.behind(offset) {
+            let (part, behind) = rest.split_at(bytes.min(rest.len()));
+            memory.write_slice(part, address).map_err(|_| Inaccessible)?;
+            rest = behind;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        if rest.is_empty() { Ok(()) } else { Err(Inaccessible) }
+    }
+
+    /// What lies behind the first `offset` bytes. A buffer that would wrap around ends the list.
+    fn behind(&self, offset: u64) -> impl Iterator<Item = (GuestAddress, usize)> {
+        let mut skip = offset;
+        self.0.iter().map_while(move |(address, bytes)| {
+            let skipped = skip.min(u64::from(*bytes));
+            skip -= skipped;
+            let at = address.0.checked_add(skipped)?;
+            Some((GuestAddress(at), usize::try_from(u64::from(*bytes) - skipped).ok()?))
+        })
+    }
+}
+
+/// A buffer is too short, or lies where the device has no access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Inaccessible;
