@@ -1,1 +1,72 @@
-fn main() {}
+//! How to run everything: `cargo xtask set-up`, `guest`, `demo`, `test`.
+//!
+//! Whatever is missing is fetched into a cache first: QEMU, guest kernels and busybox out of
+//! Debian's packages, without installing them.
+
+mod command;
+mod error;
+mod image;
+mod initramfs;
+mod setup;
+mod suite;
+mod ui;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use error::Result;
+use suite::tools::Sources;
+
+/// Runs what belongs to the project.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    order: Order,
+    #[command(flatten)]
+    sources: Sources,
+}
+
+#[derive(Debug, Subcommand)]
+enum Order {
+    /// Fetches QEMU and the guest's kernel into the cache, and nothing else
+    SetUp,
+    /// Runs one guest scenario, or all
+    Guest {
+        /// The scenario; all if there is none
+        scenario: Option<String>,
+        /// Shows which scenarios there are
+        #[arg(long)]
+        list: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether all that was run passed.
+fn run(arguments: &Arguments) -> Result<bool> {
+    let sources = &arguments.sources;
+    match &arguments.order {
+        Order::SetUp => suite::tools::fetch(sources).map(|_| true),
+        Order::Guest { list: true, .. } => {
+            suite::list();
+            Ok(true)
+        }
+        Order::Guest { scenario, list: false } => {
+            let reports = suite::run(scenario.as_deref(), sources)?;
+            Ok(reports.iter().all(|report| report.outcome.passed()))
+        }
+    }
+}

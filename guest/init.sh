@@ -1,0 +1,73 @@
+#!/bin/busybox sh
+# The first process of a test guest: prepares the system, runs one scenario, powers off.
+#
+# Two serial lines: the first is the console, for people; the second carries the talk with the
+# host, a line each:
+#   check NAME: ok WHAT      check NAME: FAIL WHY      fact NAME: VALUE
+#   ready NAME               then the guest waits for one line from the host
+#   end                      the scenario is over
+
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs tmp /tmp
+
+talk=/dev/ttyS1
+stty -F $talk raw -echo
+exec 3<>$talk
+
+say() { echo "$*" >&3; }
+ok() { name=$1; shift; say "check $name: ok $*"; }
+fail() { name=$1; shift; say "check $name: FAIL $*"; }
+fact() { name=$1; shift; say "fact $name: $*"; }
+
+# ready NAME: waits for the host; its line is then in $answer
+ready() { say "ready $1"; read -r answer <&3; }
+
+# attempt NAME COMMAND...: a check that passes when the command does; its last line is what it says
+attempt() {
+	name=$1
+	shift
+	if "$@" >/tmp/out 2>&1; then ok "$name" "$(tail -n 1 /tmp/out)"; else fail "$name" "$(tail -n 1 /tmp/out)"; fi
+}
+
+# within SECONDS COMMAND...: runs the command until it succeeds; fails when it never does
+within() {
+	tries=$(($1 * 10))
+	shift
+	until "$@" >/dev/null 2>&1; do
+		tries=$((tries - 1))
+		[ $tries -gt 0 ] || return 1
+		usleep 100000
+	done
+}
+
+# option NAME: the value of viommu.NAME= on the kernel's command line
+option() { sed -n "s/.*\bviommu\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
+
+# forget what is cached of the disks, so that the next read comes from the device
+drop_caches() { sync; echo 3 >/proc/sys/vm/drop_caches; }
+
+# the PCI function behind a block device
+function_of() { basename "$(readlink -f /sys/block/"$1"/device/..)"; }
+
+# load: the modules in their order, minus those that the scenario loads itself
+load() {
+	for module in /modules/*; do
+		parameters=
+		# virtio-iommu remaps no interrupts, and x86 then wants this said
+		case $module in *vfio_iommu_type1*) parameters=allow_unsafe_interrupts=1 ;; esac
+		insmod "$module" $parameters || fail load "$module"
+	done
+}
+
+scenario=$(option scenario)
+say "fact kernel: $(uname -r)"
+load
+. "/scenarios/$scenario.sh"
+dmesg >/tmp/dmesg
+echo "the guest's own log:"
+cat /tmp/dmesg
+say end
+poweroff -f

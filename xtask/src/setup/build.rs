@@ -1,0 +1,89 @@
+//! Our own programs: what runs beside a guest and what runs inside.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::guest_kernel::Architecture;
+use crate::command;
+use crate::error::{Error, Result};
+use crate::initramfs::Program;
+use crate::ui::Step;
+
+/// The programs inside a guest, by the names they have there.
+const GUEST_PROGRAMS: [&str; 1] = ["disk-check"];
+
+/// What runs beside a guest.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    /// The IOMMU.
+    pub(crate) daemon: PathBuf,
+    /// The vfio-user disk.
+    pub(crate) disk: PathBuf,
+    /// The vfio-user DMA engine.
+    pub(crate) engine: PathBuf,
+}
+
+/// The root of the workspace.
+pub(crate) fn workspace() -> &'static Path {
+    // this crate lies right below it
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// The folder that cargo builds into.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace().join("target"), |dir| workspace().join(dir))
+}
+
+/// cargo in the workspace, as the one that started us.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace());
+    cargo
+}
+
+/// Builds the daemon and the devices, optimised.
+///
+/// # Errors
+/// They do not compile.
+pub(crate) fn programs() -> Result<Programs> {
+    let step = Step::begin("the daemon, the disk and the DMA engine");
+    let mut build = cargo();
+    build.args(["build", "--release", "--quiet", "--bin", "vhost-user-iommu"]);
+    build.args(["--example", "vfio-user-blk", "--example", "dma-engine"]);
+    command::output(&mut build)?;
+    step.done("built");
+    let release = target().join("release");
+    let example = |name: &str| release.join("examples").join(name);
+    Ok(Programs {
+        daemon: release.join("vhost-user-iommu"),
+        disk: example("vfio-user-blk"),
+        engine: example("dma-engine"),
+    })
+}
+
+/// Builds what runs inside a guest: linked statically, because a guest has no libraries. They go
+/// into a folder of their own, so that the other flags do not make cargo build everything anew.
+///
+/// # Errors
+/// They do not compile.
+pub(crate) fn guest_programs(guest: Architecture) -> Result<Vec<Program>> {
+    let step = Step::begin("the guest's programs");
+    let dir = target().join("guest-programs");
+    let triple = match guest {
+        Architecture::Amd64 => "x86_64-unknown-linux-gnu",
+    };
+    let mut build = cargo();
+    build.args(["build", "--release", "--quiet", "--package", "viommu-guest", "--bins"]);
+    build.args(["--target", triple, "--target-dir"]).arg(&dir);
+    build.env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols");
+    command::output(&mut build)?;
+    step.done("built");
+    GUEST_PROGRAMS.into_iter().map(|name| packed(&dir.join(triple).join("release"), name)).collect()
+}
+
+fn packed(dir: &Path, name: &'static str) -> Result<Program> {
+    let path = dir.join(name);
+    let bytes = std::fs::read(&path).map_err(Error::file("read", &path))?;
+    Ok(Program { name, bytes })
+}

@@ -1,0 +1,192 @@
+//! The kernels that are booted as guests, each with its modules and a static busybox.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::apt::Archive;
+use super::bundle::{Bundle, Contents};
+use super::cache::Cache;
+use crate::command;
+use crate::error::{Error, Result};
+
+/// What a guest's processor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Architecture {
+    /// x86, 64 bit: the `q35` machine.
+    Amd64,
+}
+
+impl Architecture {
+    /// The name of QEMU's program for it.
+    pub(crate) const fn qemu(self) -> &'static str {
+        match self {
+            Self::Amd64 => "qemu-system-x86_64",
+        }
+    }
+}
+
+/// A kernel that the suite knows how to get.
+#[derive(Debug)]
+pub(crate) struct Row {
+    /// What it is called on the command line.
+    pub(crate) name: &'static str,
+    /// Its processor.
+    pub(crate) architecture: Architecture,
+    bundle: Bundle,
+}
+
+/// The kernels, the default first.
+pub(crate) const ROWS: &[Row] = &[Row {
+    name: "backports",
+    architecture: Architecture::Amd64,
+    bundle: Bundle {
+        name: "guest-backports",
+        lead: "linux-image-",
+        archive: Archive {
+            suites: &["trixie", "trixie-backports"],
+            prefer: Some("trixie-backports"),
+            architecture: "amd64",
+        },
+        contents: Contents::Kernel { meta: "linux-image-cloud-amd64", with: &["busybox-static"] },
+    },
+}];
+
+/// A kernel on this machine, ready to be booted.
+#[derive(Debug)]
+pub(crate) struct GuestKernel {
+    /// Its processor.
+    pub(crate) architecture: Architecture,
+    /// The bootable image.
+    pub(crate) image: PathBuf,
+    /// What `uname -r` says in the guest.
+    pub(crate) release: String,
+    /// A busybox that runs in the guest.
+    pub(crate) busybox: PathBuf,
+    modules: PathBuf,
+}
+
+/// A kernel of the user's own.
+#[derive(Debug)]
+pub(crate) struct OwnKernel<'a> {
+    /// The image, as `/boot/vmlinuz-RELEASE`.
+    pub(crate) image: &'a Path,
+    /// A static busybox; else the one on the PATH is taken.
+    pub(crate) busybox: Option<&'a Path>,
+}
+
+impl GuestKernel {
+    /// The newest kernel of that row.
+    ///
+    /// # Errors
+    /// The packages cannot be had, or hold no kernel where one should be.
+    pub(crate) fn bring(row: &Row, cache: &Cache, mirror: Option<&str>) -> Result<Self> {
+        let root = row.bundle.bring(cache, mirror)?;
+        let under = ["usr/lib/modules", "lib/modules"].map(|dir| root.join(dir));
+        let modules = under
+            .iter()
+            .find_map(|dir| only_entry(dir))
+            .ok_or_else(|| Error::Wrong(format!("no kernel modules under {}", root.display())))?;
+        let release = file_name(&modules);
+        let images = [modules.join("vmlinuz"), root.join(format!("boot/vmlinuz-{release}"))];
+        let image = images
+            .into_iter()
+            .find(|image| image.is_file())
+            .ok_or_else(|| Error::Wrong(format!("no kernel image under {}", root.display())))?;
+        let busybox = root.join("usr/bin/busybox");
+        Ok(Self { architecture: row.architecture, image, release, busybox, modules })
+    }
+
+    /// A kernel of the user's own, its modules in `/lib/modules/RELEASE`.
+    ///
+    /// # Errors
+    /// A file is missing; the message says which.
+    pub(crate) fn own(own: &OwnKernel<'_>) -> Result<Self> {
+        let image = fs::canonicalize(own.image).map_err(Error::file("find", own.image))?;
+        let name = file_name(&image);
+        let release = match name.strip_prefix("vmlinuz-") {
+            Some(release) => release.to_owned(),
+            None => image.parent().map(file_name).unwrap_or_default(),
+        };
+        let modules = Path::new("/lib/modules").join(&release);
+        let modules = fs::canonicalize(&modules).map_err(Error::file("find", &modules))?;
+        let busybox = own.busybox.map_or_else(busybox_of_machine, |path| Ok(path.to_owned()))?;
+        Ok(Self { architecture: Architecture::Amd64, image, release, busybox, modules })
+    }
+
+    /// `7.3.4 amd64`: the version without Debian's additions, and the processor.
+    pub(crate) fn title(&self) -> String {
+        let version = self.release.split(['+', '-']).next().unwrap_or_default();
+        match self.architecture {
+            Architecture::Amd64 => format!("{version} amd64"),
+        }
+    }
+
+    /// A module's bytes, uncompressed; nothing if it is built into the kernel.
+    ///
+    /// # Errors
+    /// There is no such module, or it cannot be read.
+    pub(crate) fn module(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        if self.built_in(name)? {
+            return Ok(None);
+        }
+        let found = find(&self.modules, &|file| {
+            file.split_once(".ko").is_some_and(|(stem, _)| stem.replace('_', "-") == name)
+        });
+        match found {
+            Some(path) => self.uncompressed(&path).map(Some),
+            None => Err(Error::NoModule { module: name.to_owned(), modules: self.modules.clone() }),
+        }
+    }
+
+    fn built_in(&self, name: &str) -> Result<bool> {
+        let path = self.modules.join("modules.builtin");
+        let list = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+        let wanted = format!("/{name}.ko");
+        Ok(list.lines().any(|line| line.replace('_', "-").ends_with(&wanted)))
+    }
+
+    fn uncompressed(&self, path: &Path) -> Result<Vec<u8>> {
+        let mut unpack = match path.extension().and_then(|end| end.to_str()) {
+            Some("xz") => Command::new("xz"),
+            Some("zst") => Command::new("zstd"),
+            Some("gz") => Command::new("gzip"),
+            _ => return fs::read(path).map_err(Error::file("read", path)),
+        };
+        if !command::exists(&command::name(&unpack)) {
+            // a minimal machine has none of these programs, the guest's busybox knows xz and gzip
+            let applet = command::name(&unpack);
+            unpack = Command::new(&self.busybox);
+            unpack.arg(applet);
+        }
+        Ok(command::output(unpack.arg("-dc").arg(path))?.stdout)
+    }
+}
+
+fn busybox_of_machine() -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|dir| dir.join("busybox")).find(|file| file.is_file()).ok_or(
+        Error::Lacking {
+            missing: "a static busybox".to_owned(),
+            install: "apt-get install busybox-static (or give --busybox)".to_owned(),
+        },
+    )
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn only_entry(dir: &Path) -> Option<PathBuf> {
+    fs::read_dir(dir).ok()?.find_map(|entry| Some(entry.ok()?.path()))
+}
+
+/// Looks through the folders below for a file whose name is wanted.
+fn find(dir: &Path, wanted: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
+    fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path()).find_map(|path| {
+        if path.is_dir() && !path.is_symlink() {
+            return find(&path, wanted);
+        }
+        wanted(&file_name(&path)).then_some(path)
+    })
+}

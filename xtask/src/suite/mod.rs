@@ -1,0 +1,32 @@
+//! The guest suite: scenarios, each one boot of a stock guest against the real daemon.
+
+pub(crate) mod counters;
+mod run;
+mod scenarios;
+pub(crate) mod stage;
+pub(crate) mod tools;
+
+pub(crate) use run::{list, run};
+pub(crate) use scenarios::SCENARIOS;
+
+use std::time::Duration;
+
+use crate::error::Result;
+use stage::{Set, Stage};
+
+/// One boot and what it is to show.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scenario {
+    /// Its name; the guest's half is the script of that name in `guest/scenarios`.
+    pub(crate) name: &'static str,
+    /// What it shows, in a few words.
+    pub(crate) about: &'static str,
+    /// The guest's half.
+    pub(crate) script: &'static str,
+    /// What stands around the guest.
+    pub(crate) set: Set,
+    /// How long it may take; a device that hangs is silent, so every run has an end.
+    pub(crate) limit: Duration,
+    /// The host's half; what it returns is shown beside the verdict.
+    pub(crate) play: fn(&mut Stage) -> Result<String>,
+}

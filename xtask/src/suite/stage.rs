@@ -1,0 +1,255 @@
+//! What stands around a guest in a scenario: the daemon, the devices, the guest itself.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::counters::Counters;
+use super::tools::Tools;
+use crate::command;
+use crate::error::{Error, Result};
+use crate::image;
+use crate::vm::machine::{Function, Guest, Machine, QMP_SOCKET};
+use crate::vm::process::{Deadline, Process};
+use crate::vm::qmp::Qmp;
+
+/// Where the functions are on the root bus.
+const IOMMU_SLOT: u8 = 1;
+const DISK_SLOT: u8 = 3;
+const ENGINE_SLOT: u8 = 4;
+
+/// The files and sockets of a run, in its folder.
+const IOMMU_SOCKET: &str = "iommu.sock";
+const DISK_SOCKET: &str = "disk.sock";
+const DISK_IOTLB: &str = "disk.iotlb";
+const DISK_IMAGE: &str = "disk.img";
+const ENGINE_SOCKET: &str = "engine.sock";
+const ENGINE_IOTLB: &str = "engine.iotlb";
+
+/// How long our processes may take until their sockets are there.
+const START_WITHIN: Duration = Duration::from_secs(10);
+
+/// The seed of the disk's first content.
+pub(crate) const DISK_SEED: u64 = 1;
+
+/// What a scenario wants around its guest.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Set {
+    /// Whether there is an IOMMU; without one the devices take addresses as the guest gives them.
+    pub(crate) iommu: bool,
+    /// More words for the kernel's command line.
+    pub(crate) append: &'static str,
+    /// A vfio-user disk behind the IOMMU, of that many MiB.
+    pub(crate) disk_mib: Option<u64>,
+    /// A vfio-user DMA engine behind the IOMMU.
+    pub(crate) engine: bool,
+    /// QEMU's own devices behind the IOMMU: PCI address and arguments.
+    pub(crate) own: &'static [(&'static str, &'static [&'static str])],
+    /// Whether the guest may start anew.
+    pub(crate) reboots: bool,
+}
+
+/// A guest, the IOMMU and nothing behind it.
+pub(crate) const BARE: Set =
+    Set { iommu: true, append: "", disk_mib: None, engine: false, own: &[], reboots: false };
+
+/// A scenario under way.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    /// The guest.
+    pub(crate) guest: Guest,
+    /// The IOMMU, if there is one.
+    pub(crate) daemon: Option<Process>,
+    /// The disk, if there is one.
+    pub(crate) disk: Option<Process>,
+    /// The DMA engine, if there is one.
+    pub(crate) engine: Option<Process>,
+    /// When the run is given up.
+    pub(crate) deadline: Deadline,
+    dir: PathBuf,
+}
+
+impl Stage {
+    /// Starts everything in `dir`, which is empty.
+    ///
+    /// # Errors
+    /// A part does not start.
+    pub(crate) fn open(
+        scenario: &str,
+        set: &Set,
+        tools: &Tools,
+        dir: &Path,
+        limit: Duration,
+    ) -> Result<Self> {
+        let deadline = Deadline::after(limit);
+        let endpoints = endpoints(set);
+        let (daemon, viot) = if set.iommu {
+            let program = &tools.programs.daemon;
+            let daemon = start_daemon(program, &endpoints, dir)?;
+            (Some(daemon), Some(viot(program, &endpoints, dir)?))
+        } else {
+            (None, None)
+        };
+        let disk = match set.disk_mib {
+            Some(mib) => {
+                image::make(&dir.join(DISK_IMAGE), DISK_SEED, mib << 20)?;
+                Some(start_disk(set, tools, dir)?)
+            }
+            None => None,
+        };
+        let engine = if set.engine { Some(start_engine(set, tools, dir)?) } else { None };
+        let machine = machine(scenario, set, tools, viot);
+        let guest = machine.boot(&tools.emulator, dir)?;
+        Ok(Self { guest, daemon, disk, engine, deadline, dir: dir.to_owned() })
+    }
+
+    /// Listens until the guest waits for the host.
+    ///
+    /// # Errors
+    /// A check failed, the guest ended or the time is over.
+    pub(crate) fn until_ready(&mut self, name: &str) -> Result<()> {
+        self.guest.talk.until_ready(name, self.deadline)
+    }
+
+    /// Waits for the guest to power off, then ends the processes beside it. They must still be
+    /// there, and end with status 0.
+    ///
+    /// # Errors
+    /// A check failed, a process had ended or ended with an error, or the time is over.
+    pub(crate) fn close(&mut self) -> Result<()> {
+        self.guest.until_off(self.deadline)?;
+        for process in self.disk.iter_mut().chain(&mut self.engine).chain(&mut self.daemon) {
+            process.end()?;
+        }
+        Ok(())
+    }
+
+    /// What the daemon wrote.
+    pub(crate) fn daemon_log(&self) -> String {
+        self.daemon.as_ref().map_or_else(String::new, Process::log_text)
+    }
+
+    /// What the daemon counted until it ended.
+    ///
+    /// # Errors
+    /// It wrote no such line.
+    pub(crate) fn counters(&self) -> Result<Counters> {
+        Counters::last_in(&self.daemon_log())
+    }
+
+    /// The image behind the disk.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.dir.join(DISK_IMAGE)
+    }
+
+    /// The guest's own log, kernel messages included.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(crate) fn console(&self) -> Result<String> {
+        let path = self.dir.join("guest.log");
+        let bytes = fs::read(&path).map_err(Error::file("read", &path))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// A connection to QEMU's monitor.
+    ///
+    /// # Errors
+    /// QEMU is gone.
+    pub(crate) fn monitor(&self) -> Result<Qmp> {
+        Qmp::connect(&self.dir.join(QMP_SOCKET))
+    }
+}
+
+/// The daemon's and the ACPI table's endpoints: PCI address, and the socket for its device.
+fn endpoints(set: &Set) -> Vec<(String, Option<&'static str>)> {
+    let mut all: Vec<_> = set.own.iter().map(|(at, _)| ((*at).to_owned(), None)).collect();
+    if set.disk_mib.is_some() {
+        all.push((format!("00:{DISK_SLOT:02x}.0"), Some(DISK_IOTLB)));
+    }
+    if set.engine {
+        all.push((format!("00:{ENGINE_SLOT:02x}.0"), Some(ENGINE_IOTLB)));
+    }
+    all
+}
+
+fn start_daemon(
+    program: &Path,
+    endpoints: &[(String, Option<&'static str>)],
+    dir: &Path,
+) -> Result<Process> {
+    let mut daemon = Command::new(program);
+    daemon.args(["--socket-path", IOMMU_SOCKET, "--log-level", "info"]);
+    for (at, socket) in endpoints {
+        let socket = socket.map_or_else(String::new, |path| format!(",socket={path}"));
+        daemon.args(["--endpoint", &format!("{at}{socket}")]);
+    }
+    let mut process = Process::start("daemon", daemon, dir)?;
+    process.until_path(&dir.join(IOMMU_SOCKET), Deadline::after(START_WITHIN))?;
+    Ok(process)
+}
+
+fn start_disk(set: &Set, tools: &Tools, dir: &Path) -> Result<Process> {
+    let mut disk = Command::new(&tools.programs.disk);
+    disk.args(["--socket", DISK_SOCKET, "--image", DISK_IMAGE]);
+    if set.iommu {
+        disk.args(["--iotlb", DISK_IOTLB]);
+    }
+    let mut process = Process::start("disk", disk, dir)?;
+    process.until_path(&dir.join(DISK_SOCKET), Deadline::after(START_WITHIN))?;
+    Ok(process)
+}
+
+fn start_engine(set: &Set, tools: &Tools, dir: &Path) -> Result<Process> {
+    let mut engine = Command::new(&tools.programs.engine);
+    engine.args(["--socket", ENGINE_SOCKET]);
+    if set.iommu {
+        engine.args(["--iotlb", ENGINE_IOTLB]);
+    }
+    let mut process = Process::start("engine", engine, dir)?;
+    process.until_path(&dir.join(ENGINE_SOCKET), Deadline::after(START_WITHIN))?;
+    Ok(process)
+}
+
+/// The table that the daemon's program writes for these endpoints.
+fn viot(
+    program: &Path,
+    endpoints: &[(String, Option<&'static str>)],
+    dir: &Path,
+) -> Result<PathBuf> {
+    let path = dir.join("viot.bin");
+    let mut write = Command::new(program);
+    write.args(["viot", "--iommu", &format!("00:{IOMMU_SLOT:02x}.0")]);
+    for (at, _) in endpoints {
+        write.args(["--endpoint", at]);
+    }
+    command::output(write.arg("--output").arg(&path))?;
+    Ok(path)
+}
+
+fn machine<'a>(scenario: &str, set: &Set, tools: &'a Tools, viot: Option<PathBuf>) -> Machine<'a> {
+    let mut functions = Vec::new();
+    if set.iommu {
+        functions.push(Function::Iommu { slot: IOMMU_SLOT, socket: IOMMU_SOCKET });
+    }
+    functions.extend(set.own.iter().map(|(_, arguments)| Function::Own(arguments)));
+    let mut append = format!("viommu.scenario={scenario} {}", set.append);
+    if let Some(mib) = set.disk_mib {
+        functions.push(Function::VfioUser { slot: DISK_SLOT, socket: DISK_SOCKET });
+        append = format!("{append} viommu.seed={DISK_SEED} viommu.bytes={}", mib << 20);
+    }
+    if set.engine {
+        functions.push(Function::VfioUser { slot: ENGINE_SLOT, socket: ENGINE_SOCKET });
+    }
+    Machine {
+        kernel: &tools.kernel,
+        initrd: &tools.initrd,
+        append,
+        memory_mib: 1024,
+        cpus: 2,
+        viot,
+        functions,
+        reboots: set.reboots,
+    }
+}

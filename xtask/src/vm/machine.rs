@@ -1,0 +1,157 @@
+//! The virtual machine: QEMU's command line, and the guest while it runs.
+
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command};
+
+use super::process::{Deadline, Process};
+use super::talk::Talk;
+use crate::error::{Error, Result};
+use crate::setup::emulator::Emulator;
+use crate::setup::guest_kernel::{Architecture, GuestKernel};
+
+/// The monitor's socket in the run's folder.
+pub(crate) const QMP_SOCKET: &str = "qmp.sock";
+
+/// A function on the machine's root bus.
+#[derive(Debug, Clone)]
+pub(crate) enum Function {
+    /// The IOMMU: QEMU's generic vhost-user device, told to be a virtio-iommu.
+    Iommu {
+        /// The device number.
+        slot: u8,
+        /// The daemon's socket.
+        socket: &'static str,
+    },
+    /// A function that another process serves over vfio-user.
+    VfioUser {
+        /// The device number.
+        slot: u8,
+        /// That process's socket.
+        socket: &'static str,
+    },
+    /// Arguments of QEMU's own devices.
+    Own(&'static [&'static str]),
+}
+
+/// What the guest is booted with.
+#[derive(Debug)]
+pub(crate) struct Machine<'a> {
+    /// The kernel.
+    pub(crate) kernel: &'a GuestKernel,
+    /// Its first file system.
+    pub(crate) initrd: &'a Path,
+    /// More words for the kernel's command line.
+    pub(crate) append: String,
+    /// Main memory.
+    pub(crate) memory_mib: u32,
+    /// Processors.
+    pub(crate) cpus: u8,
+    /// The ACPI table that tells what is behind the IOMMU.
+    pub(crate) viot: Option<PathBuf>,
+    /// What is on the bus.
+    pub(crate) functions: Vec<Function>,
+    /// Whether a reset starts the guest anew; else it ends QEMU.
+    pub(crate) reboots: bool,
+}
+
+impl Machine<'_> {
+    /// The whole call. Paths of sockets are relative to the run's folder: an absolute one may be
+    /// longer than a socket's address can be.
+    fn command(&self, emulator: &Emulator) -> Command {
+        let mut qemu = emulator.command(self.kernel.architecture);
+        let memory = format!("memory-backend-memfd,id=mem,size={}M,share=on", self.memory_mib);
+        match self.kernel.architecture {
+            Architecture::Amd64 => qemu.args(["-M", "q35,memory-backend=mem", "-cpu", "max"]),
+        };
+        // a KVM that is there may still fail in the middle of a boot; TCG is what every host has
+        qemu.args(["-accel", "tcg,thread=multi", "-nodefaults", "-display", "none"]);
+        qemu.args(["-smp", &self.cpus.to_string(), "-m", &format!("{}M", self.memory_mib)]);
+        qemu.args(["-object", &memory]);
+        qemu.args(["-serial", "file:guest.log"]);
+        qemu.args(["-chardev", "stdio,id=talk,signal=off", "-serial", "chardev:talk"]);
+        qemu.args(["-qmp", &format!("unix:{QMP_SOCKET},server=on,wait=off")]);
+        qemu.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(self.initrd);
+        qemu.args(["-append", &format!("console=ttyS0 panic=-1 {}", self.append)]);
+        if !self.reboots {
+            qemu.arg("-no-reboot");
+        }
+        if let Some(viot) = &self.viot {
+            let mut file = std::ffi::OsString::from("file=");
+            file.push(viot);
+            qemu.arg("-acpitable").arg(file);
+        }
+        for function in &self.functions {
+            function.add_to(&mut qemu);
+        }
+        qemu
+    }
+
+    /// Boots the guest in `dir`.
+    ///
+    /// # Errors
+    /// QEMU cannot be started.
+    pub(crate) fn boot(&self, emulator: &Emulator, dir: &Path) -> Result<Guest> {
+        let mut process = Process::start_piped("qemu", self.command(emulator), dir)?;
+        let child = process.child();
+        let (Some(from), Some(to)) = (child.stdout.take(), child.stdin.take()) else {
+            return Err(Error::Wrong("QEMU has no pipes".to_owned()));
+        };
+        let talk = Talk::new(from, to, &dir.join("talk.log"))?;
+        Ok(Guest { process, talk })
+    }
+}
+
+impl Function {
+    fn add_to(&self, qemu: &mut Command) {
+        match self {
+            Self::Iommu { slot, socket } => {
+                qemu.args(["-chardev", &format!("socket,id=iommu,path={socket}")]);
+                // 23 is the IOMMU's device type; 40 bytes are its configuration (virtio 1.4, 5.13)
+                qemu.args([
+                    "-device",
+                    &format!(
+                        "vhost-user-test-device-pci,virtio-id=23,num_vqs=2,config_size=40,\
+                         vq_size=256,chardev=iommu,bus=pcie.0,addr={slot:x}"
+                    ),
+                ]);
+            }
+            Self::VfioUser { slot, socket } => {
+                let device = serde_json::json!({
+                    "driver": "vfio-user-pci",
+                    "bus": "pcie.0",
+                    "addr": format!("0x{slot:x}"),
+                    "socket": { "type": "unix", "path": socket },
+                });
+                qemu.args(["-device", &device.to_string()]);
+            }
+            Self::Own(arguments) => {
+                qemu.args(*arguments);
+            }
+        }
+    }
+}
+
+/// A guest that runs.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    /// Its QEMU.
+    pub(crate) process: Process,
+    /// The line to its scenario.
+    pub(crate) talk: Talk<ChildStdin>,
+}
+
+impl Guest {
+    /// Waits for the end of the scenario and for the guest to power off.
+    ///
+    /// # Errors
+    /// A check failed, QEMU ended with an error or the time is over.
+    pub(crate) fn until_off(&mut self, deadline: Deadline) -> Result<()> {
+        self.talk.until_end(deadline)?;
+        let status = self.process.wait(deadline.left())?;
+        if status.success() {
+            return Ok(());
+        }
+        let output = crate::command::tail(&self.process.log_text(), 8);
+        Err(Error::Failed { program: "QEMU".to_owned(), status, output })
+    }
+}
