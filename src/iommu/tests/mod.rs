@@ -1,1 +1,146 @@
-//! tests
+//! The state machine against the recording backend.
+
+mod endpoint_rows;
+mod failure;
+mod lifecycle;
+mod mapping_rows;
+mod model;
+mod store;
+
+use viommu_backend::{Call, Capabilities, DomainId, Recording, Target};
+use viommu_pasid::{EndpointId, Requester};
+use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
+
+use super::{EndpointSpec, Iommu, Settings};
+use crate::protocol::{Attach, Detach, Map, Probe, Reply, Request, Status, Unmap};
+
+const A: EndpointId = EndpointId::new(0x10);
+const B: EndpointId = EndpointId::new(0x18);
+const STRANGER: EndpointId = EndpointId::new(0x99);
+
+/// What the host can do: 47 bits of output, so that an output can be too high.
+const HOST: Capabilities =
+    Capabilities { page_size_mask: 0x4020_1000, input_bits: 64, output_last: (1 << 47) - 1 };
+
+/// Settings of which the whole 64-bit space can be mapped.
+fn settings() -> Settings {
+    Settings { input: pages(0, u64::MAX >> 12), boot_bypass: false, ..Settings::default() }
+}
+
+/// The range from the first byte of page `first` to the last of page `last`.
+fn pages(first: u64, last: u64) -> IovaRange {
+    IovaRange::new(Iova::new(first << 12), Iova::new(last << 12 | 0xfff)).unwrap()
+}
+
+fn rid(endpoint: EndpointId) -> Requester {
+    Requester::rid(endpoint)
+}
+
+fn domain(id: u32) -> DomainId {
+    DomainId::new(id)
+}
+
+/// Pages `first..=last` to where 4 GiB lie above them, readable and writable.
+fn rw(first: u64, last: u64) -> Mapping {
+    Mapping::new(pages(first, last), output(first), Access::RW).unwrap()
+}
+
+fn output(page: u64) -> PhysAddr {
+    PhysAddr::new((page << 12) + (1 << 32))
+}
+
+/// An IOMMU with the endpoints A and B, started, and its host.
+struct Rig {
+    iommu: Iommu,
+    host: Recording,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self::with(settings())
+    }
+
+    fn with(settings: Settings) -> Self {
+        Self::with_endpoints(settings, vec![EndpointSpec::x86(A), EndpointSpec::x86(B)])
+    }
+
+    fn with_endpoints(settings: Settings, endpoints: Vec<EndpointSpec>) -> Self {
+        let mut host = Recording::new(HOST);
+        let mut iommu = Iommu::new(settings, endpoints).unwrap();
+        iommu.start(&mut host).unwrap();
+        host.take_calls();
+        Self { iommu, host }
+    }
+
+    /// A is attached to domain 1, which has the mappings of pages 0..=9 and 20..=29.
+    fn attached() -> Self {
+        let mut rig = Self::new();
+        assert_eq!(rig.attach(A, 1), Status::OK);
+        assert_eq!(rig.map(1, 0, 9), Status::OK);
+        assert_eq!(rig.map(1, 20, 29), Status::OK);
+        rig.host.take_calls();
+        rig
+    }
+
+    fn request(&mut self, request: &Request) -> Status {
+        self.iommu.request(&mut self.host, request).status()
+    }
+
+    fn attach(&mut self, endpoint: EndpointId, id: u32) -> Status {
+        self.request(&attach(endpoint, id, false))
+    }
+
+    fn attach_bypass(&mut self, endpoint: EndpointId, id: u32) -> Status {
+        self.request(&attach(endpoint, id, true))
+    }
+
+    fn detach(&mut self, endpoint: EndpointId, id: u32) -> Status {
+        self.request(&Request::Detach(Detach { domain: domain(id), endpoint }))
+    }
+
+    fn map(&mut self, id: u32, first: u64, last: u64) -> Status {
+        self.request(&map(id, pages(first, last), output(first)))
+    }
+
+    fn unmap(&mut self, id: u32, first: u64, last: u64) -> Status {
+        self.request(&unmap(id, pages(first, last)))
+    }
+
+    fn probe(&mut self, endpoint: EndpointId) -> Reply<'_> {
+        self.iommu.request(&mut self.host, &Request::Probe(Probe { endpoint }))
+    }
+
+    /// Everything that there is to compare of before and after.
+    fn snapshot(&self) -> (String, viommu_backend::State) {
+        (format!("{:?}", self.iommu), self.host.state().clone())
+    }
+
+    /// Asserts that `request` is refused with `status`, and that nothing at all changes.
+    fn refuses(&mut self, request: &Request, status: Status) {
+        let before = self.snapshot();
+        let calls = self.host.calls().len();
+        assert_eq!(self.request(request), status, "{request:?}");
+        assert_eq!(self.snapshot(), before, "{request:?}");
+        assert_eq!(
+            self.host.calls().len(),
+            calls,
+            "{request:?} was refused before the host saw it"
+        );
+    }
+}
+
+fn attach(endpoint: EndpointId, id: u32, bypass: bool) -> Request {
+    Request::Attach(Attach { domain: domain(id), endpoint, bypass })
+}
+
+fn map(id: u32, iova: IovaRange, oa: PhysAddr) -> Request {
+    Request::Map(Map { domain: domain(id), iova, oa, access: Access::RW, mmio: false })
+}
+
+fn unmap(id: u32, iova: IovaRange) -> Request {
+    Request::Unmap(Unmap { domain: domain(id), iova })
+}
+
+fn attached_call(endpoint: EndpointId, target: Target) -> Call {
+    Call::Attach(rid(endpoint), target)
+}

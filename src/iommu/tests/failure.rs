@@ -1,0 +1,110 @@
+//! What the host refuses changes nothing, whichever call it refuses.
+
+use super::*;
+
+/// Runs `step` on rigs that `prepare` makes, with the first, second, ... fallible call refused, until
+/// one has no call left to refuse. Each refusal must leave everything as it was.
+fn every_refusal_is_undone(prepare: impl Fn() -> Rig, step: impl Fn(&mut Rig) -> bool) -> u64 {
+    for nth in 0.. {
+        let mut rig = prepare();
+        let before = rig.snapshot();
+        rig.host.fail_after(nth);
+        let done = step(&mut rig);
+        if rig.host.failure_is_pending() {
+            assert!(done, "nothing was refused");
+            return nth;
+        }
+        assert!(!done, "call {nth} was refused, so the step is");
+        assert_eq!(rig.snapshot(), before, "call {nth} refused");
+        assert!(step(&mut rig), "the same step succeeds once the host accepts");
+    }
+    0
+}
+
+/// A is in domain 1 with two mappings, B in bypass domain 2.
+fn both_attached() -> Rig {
+    let mut rig = Rig::attached();
+    assert_eq!(rig.attach_bypass(B, 2), Status::OK);
+    rig.host.take_calls();
+    rig
+}
+
+#[test]
+fn a_refused_request_leaves_state_and_host_as_they_were() {
+    let cases = [
+        (attach(A, 3, false), 2),
+        (attach(A, 3, true), 1),
+        (attach(A, 2, true), 1),
+        (attach(B, 1, false), 1),
+        (Request::Detach(Detach { domain: domain(1), endpoint: A }), 1),
+        (map(1, pages(50, 60), output(50)), 1),
+        (unmap(1, pages(0, 29)), 0),
+    ];
+    for (request, calls) in cases {
+        let fallible = every_refusal_is_undone(both_attached, |rig| rig.request(&request).is_ok());
+        assert_eq!(fallible, calls, "{request:?}");
+    }
+}
+
+#[test]
+fn a_domain_that_was_made_for_a_refused_attach_is_ended_again() {
+    let mut rig = both_attached();
+    rig.host.fail_after(1);
+    assert_eq!(rig.attach(A, 3), Status::IOERR);
+    let calls = [Call::CreateDomain(domain(3)), Call::DestroyDomain(domain(3))];
+    assert_eq!(rig.host.take_calls(), calls);
+}
+
+#[test]
+fn a_refused_change_of_bypass_is_undone_in_reverse() {
+    let calls =
+        every_refusal_is_undone(Rig::new, |rig| rig.iommu.set_bypass(&mut rig.host, true).is_ok());
+    assert_eq!(calls, 2);
+    let mut rig = Rig::new();
+    rig.host.fail_after(1);
+    rig.iommu.set_bypass(&mut rig.host, true).unwrap_err();
+    let calls = [attached_call(A, Target::Identity), attached_call(A, Target::Blocked)];
+    assert_eq!(rig.host.take_calls(), calls);
+}
+
+#[test]
+fn start_names_the_endpoint_that_the_host_refused_and_serves_nothing() {
+    let mut host = Recording::new(HOST);
+    let mut iommu =
+        Iommu::new(settings(), vec![EndpointSpec::x86(A), EndpointSpec::x86(B)]).unwrap();
+    host.fail_after(1);
+    let error = iommu.start(&mut host).unwrap_err();
+    assert_eq!(error.to_string(), "endpoint 0000:00:03.0: attach: told to fail");
+    assert_eq!(iommu.request(&mut host, &attach(A, 1, false)), Status::DEVERR.into());
+}
+
+#[test]
+fn an_endpoint_whose_reset_the_host_refuses_is_blocked_and_its_domain_ends() {
+    let mut rig = Rig::attached();
+    rig.iommu.set_bypass(&mut rig.host, true).unwrap();
+    rig.host.take_calls();
+    rig.host.fail_after(0);
+    rig.iommu.reset(&mut rig.host);
+    let calls = [attached_call(A, Target::Blocked), Call::DestroyDomain(domain(1))];
+    assert_eq!(rig.host.take_calls(), calls);
+    rig.iommu.reset(&mut rig.host);
+    assert_eq!(
+        rig.host.take_calls(),
+        [attached_call(A, Target::Identity)],
+        "the next one tries again"
+    );
+}
+
+#[test]
+fn an_endpoint_that_the_host_does_not_restore_is_blocked_until_the_guest_attaches_it_again() {
+    let mut rig = Rig::attached();
+    rig.iommu.function_reset(&mut rig.host, A);
+    rig.iommu.park(&mut rig.host);
+    rig.host.take_calls();
+    rig.host.fail_after(0);
+    rig.iommu.resume(&mut rig.host);
+    assert_eq!(rig.host.take_calls(), [attached_call(A, Target::Blocked)]);
+    assert_eq!(rig.attach(A, 1), Status::OK);
+    assert_eq!(rig.host.take_calls(), [attached_call(A, Target::Domain(domain(1)))]);
+    assert_eq!(rig.iommu.mapping_count(), 2);
+}
