@@ -106,7 +106,7 @@ pub trait HostIommu: Send {
     /// the old or the new, never neither. Withdraws the old.
     ///
     /// # Errors
-    /// [`HostError`]; the old target stays.
+    /// [`HostError`]; the old target stays. [`Target::Blocked`] only withdraws, and cannot fail.
     fn attach(&mut self, requester: Requester, target: Target) -> Result<(), HostError>;
 
     /// Makes `mapping` usable by all that is attached to `domain`. It overlaps no other mapping, and is
@@ -126,6 +126,13 @@ pub trait HostIommu: Send {
 
     /// Ends [`park`](Self::park): what was attached before is attached again. Idempotent.
     fn resume(&mut self, requester: Requester);
+
+    /// Withdraws what is in use now, whatever it is, and unmaps nothing: the memory behind the guest's
+    /// addresses changes. Accesses after the next [`sync`](Self::sync) begin anew.
+    fn withdraw_all(&mut self);
+
+    /// The guest's device was reset: endpoints that were cut off for misbehaving are admitted again.
+    fn readmit(&mut self);
 
     /// Returns when no device uses what was withdrawn since the last call; then table pages that were
     /// freed are used again. O(1) if nothing was withdrawn. Waits for device processes, at most as long

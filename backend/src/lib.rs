@@ -9,6 +9,8 @@
 
 mod host;
 mod recording;
+pub mod software;
 
 pub use host::{Capabilities, DomainId, HostError, HostIommu, Target};
 pub use recording::{Call, Recording, State};
+pub use software::{DevicePlace, SoftwareConfig, SoftwareError, SoftwareIommu};

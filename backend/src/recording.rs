@@ -28,6 +28,10 @@ pub enum Call {
     Park(Requester),
     /// [`HostIommu::resume`].
     Resume(Requester),
+    /// [`HostIommu::withdraw_all`].
+    WithdrawAll,
+    /// [`HostIommu::readmit`].
+    Readmit,
     /// [`HostIommu::sync`].
     Sync,
 }
@@ -142,7 +146,9 @@ impl HostIommu for Recording {
     }
 
     fn attach(&mut self, requester: Requester, target: Target) -> Result<(), HostError> {
-        self.may_fail("attach")?;
+        if target != Target::Blocked {
+            self.may_fail("attach")?;
+        }
         self.calls.push(Call::Attach(requester, target));
         self.state.parked.retain(|parked| *parked != requester);
         match target {
@@ -178,6 +184,14 @@ impl HostIommu for Recording {
     fn resume(&mut self, requester: Requester) {
         self.calls.push(Call::Resume(requester));
         self.state.parked.retain(|parked| *parked != requester);
+    }
+
+    fn withdraw_all(&mut self) {
+        self.calls.push(Call::WithdrawAll);
+    }
+
+    fn readmit(&mut self) {
+        self.calls.push(Call::Readmit);
     }
 
     fn sync(&mut self) {
