@@ -10,7 +10,7 @@ use crate::initramfs::Program;
 use crate::ui::Step;
 
 /// The programs inside a guest, by the names they have there.
-const GUEST_PROGRAMS: [&str; 1] = ["disk-check"];
+const GUEST_PROGRAMS: [&str; 2] = ["disk-check", "vfio-dma"];
 
 /// What runs beside a guest.
 #[derive(Debug)]
