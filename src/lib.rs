@@ -1,5 +1,7 @@
 //! The guest IOMMU as a library.
 
+pub mod cli;
+pub mod config;
 pub mod device;
 pub mod iommu;
 pub mod protocol;

@@ -1,0 +1,164 @@
+//! Command lines, one claim a test.
+
+use viommu_pgtable::Iova;
+
+use super::*;
+use crate::config::{Arch, EndpointConfig, Socket};
+use crate::iommu::EndpointSpec;
+
+fn invocation(line: &str) -> Result<Invocation, clap::Error> {
+    parse(std::iter::once("vhost-user-iommu").chain(line.split_whitespace()))
+}
+
+fn serve(line: &str) -> Config {
+    match invocation(line).unwrap() {
+        Invocation::Serve(config) => *config,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The text of a refusal, which has to end the program with 2.
+fn refused(line: &str) -> String {
+    let error = invocation(line).unwrap_err();
+    assert_eq!(error.exit_code(), 2, "{line}");
+    error.to_string()
+}
+
+#[test]
+fn the_definition_of_the_options_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn the_least_command_line_has_the_documented_defaults() {
+    let id = EndpointId::new(0x10);
+    let expected = Config {
+        socket: Socket::Path("/run/s".into()),
+        endpoints: vec![EndpointConfig { spec: EndpointSpec::x86(id), socket: None }],
+        arch: Arch::Vtd,
+        settings: Settings::default(),
+        table_bytes: 1 << 30,
+        poll: Duration::ZERO,
+        stuck_after: Duration::from_secs(1),
+        stuck_device: StuckDevice::Kill,
+        log_level: log::LevelFilter::Info,
+    };
+    assert_eq!(serve("--socket-path /run/s --endpoint 00:02.0"), expected);
+}
+
+#[test]
+fn every_option_reaches_the_configuration() {
+    let config = serve(
+        "--fd 5 --endpoint 00:02.0,socket=/d --endpoint=00:03.0 --arch vtd --input-bits 39 \
+         --page-sizes 64K+2M --iova-window 16M-0x3effffff --boot-bypass off --max-domains 7 \
+         --max-mappings 9 --table-memory 64M --poll-us 50 --stuck-ms 20 --stuck-device disconnect \
+         --log-level trace",
+    );
+    let endpoint = |raw, socket: Option<&str>| EndpointConfig {
+        spec: EndpointSpec::x86(EndpointId::new(raw)),
+        socket: socket.map(PathBuf::from),
+    };
+    let settings = Settings {
+        page_size_mask: 1 << 16 | 1 << 21,
+        input: IovaRange::new(Iova::new(1 << 24), Iova::new(0x3eff_ffff)).unwrap(),
+        max_domains: 7,
+        max_mappings: 9,
+        boot_bypass: false,
+        ..Settings::default()
+    };
+    let expected = Config {
+        socket: Socket::Fd(5),
+        endpoints: vec![endpoint(0x10, Some("/d")), endpoint(0x18, None)],
+        arch: Arch::Vtd,
+        settings,
+        table_bytes: 64 << 20,
+        poll: Duration::from_micros(50),
+        stuck_after: Duration::from_millis(20),
+        stuck_device: StuckDevice::Disconnect,
+        log_level: log::LevelFilter::Trace,
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn a_wrong_command_line_says_what_would_be_right() {
+    let cases = [
+        ("--endpoint 00:02.0", "--socket-path PATH or --fd N"),
+        ("--socket-path /s --fd 3 --endpoint 00:02.0", "exclude each other"),
+        ("--socket-path /s", "an endpoint is needed"),
+        ("--socket-path /s --endpoint 00:02", "write [SSSS:]BB:DD.F"),
+        ("--socket-path /s --endpoint 00:02.0,pasid-bits=4", "pasid-bits has to be 0"),
+        ("--socket-path /s --endpoint 00:02.0 --arch smmuv3", "--arch has to be vtd"),
+        ("--socket-path /s --endpoint 00:02.0 --input-bits 40", "39, 48 or 57"),
+        ("--socket-path /s --endpoint 00:02.0 --page-sizes 5K", "power of two"),
+        ("--socket-path /s --endpoint 00:02.0 --table-memory 1T", "4096, 0x1000, 4K, 2M or 1G"),
+        ("--socket-path /s --endpoint 00:02.0 --boot-bypass maybe", "on, off"),
+        ("--socket-path /s --endpoint 00:02.0 --max-domains 0", "1.."),
+        ("--socket-path /s --endpoint 00:02.0 --stuck-ms 0", "1..=60000"),
+        ("--socket-path /s --endpoint 00:02.0 --stuck-device wait", "kill, disconnect"),
+        ("--socket-path /s --endpoint 00:02.0 --log-level loud", "error, warn, info"),
+        ("--socket-path /s --endpoint 00:02.0 --sandbox auto", "unexpected argument"),
+        ("launch", "unrecognized subcommand"),
+        ("viot --iommu 00:01.0 --output f", "--endpoint"),
+        ("viot --iommu 00:01.0-00:02.0 --endpoint 00:02.0 --output f", "write [SSSS:]BB:DD.F"),
+    ];
+    for (line, advice) in cases {
+        let message = refused(line);
+        assert!(message.contains(advice), "{line}: {message}");
+    }
+}
+
+#[test]
+fn viot_takes_the_iommu_its_ranges_and_a_file() {
+    let range =
+        |first, last| FunctionRange::new(EndpointId::new(first), EndpointId::new(last)).unwrap();
+    let expected = ViotRequest {
+        iommu: EndpointId::new(0x8),
+        endpoints: vec![range(0x10, 0x27), range(0x1_0000, 0x1_0000)],
+        output: PathBuf::from("viot.bin"),
+    };
+    let line =
+        "viot --iommu 00:01.0 --endpoint 00:02.0-00:04.7 --endpoint 1:00:00.0 --output viot.bin";
+    assert_eq!(invocation(line).unwrap(), Invocation::Viot(expected));
+}
+
+#[test]
+fn print_capabilities_ignores_all_else() {
+    for line in [
+        "--print-capabilities",
+        "--nonsense --print-capabilities --fd x",
+        "viot --print-capabilities",
+    ] {
+        assert_eq!(invocation(line).unwrap(), Invocation::PrintCapabilities, "{line}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&capabilities()).unwrap();
+    assert_eq!(json, serde_json::json!({ "type": "iommu", "features": [] }));
+}
+
+#[test]
+fn help_tells_each_option_and_ends_with_0() {
+    let error = invocation("--help").unwrap_err();
+    assert_eq!(error.exit_code(), 0);
+    let help = error.to_string();
+    for option in [
+        "--socket-path",
+        "--fd",
+        "--endpoint",
+        "--arch",
+        "--input-bits",
+        "--page-sizes",
+        "--iova-window",
+        "--boot-bypass",
+        "--max-domains",
+        "--max-mappings",
+        "--table-memory",
+        "--poll-us",
+        "--stuck-ms",
+        "--stuck-device",
+        "--log-level",
+        "--print-capabilities",
+        "viot",
+    ] {
+        assert!(help.contains(option), "{option}");
+    }
+}

@@ -1,0 +1,185 @@
+//! PCI functions and endpoints as people write them.
+
+use std::path::PathBuf;
+
+use viommu_pasid::EndpointId;
+
+use super::EndpointConfig;
+use crate::iommu::EndpointSpec;
+
+/// A text that names no function.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FunctionError {
+    /// Not `[SSSS:]BB:DD.F`.
+    #[error(
+        "`{0}` is no PCI function: write [SSSS:]BB:DD.F in hex, such as 00:02.0; the device is at \
+         most 1f, the function 7"
+    )]
+    Function(String),
+    /// The last function is below the first.
+    #[error("`{0}` ends before it starts: write the lower function first")]
+    Reversed(String),
+}
+
+/// A text that is no endpoint option; the message says what would be right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// No function or range of them.
+    #[error(transparent)]
+    Function(#[from] FunctionError),
+    /// Something after a comma that means nothing.
+    #[error("`{0}` means nothing here: write BB:DD.F[-BB:DD.F][,socket=PATH][,pasid-bits=0]")]
+    Unknown(String),
+    /// The same key again.
+    #[error("{0}= is there twice")]
+    Twice(&'static str),
+    /// No path.
+    #[error("socket= needs a path")]
+    NoPath,
+    /// PASIDs.
+    #[error("pasid-bits={0}: this build serves no PASIDs, so pasid-bits has to be 0")]
+    Pasids(String),
+    /// Page requests.
+    #[error("page-request: this build serves no page requests, so it has to be left out")]
+    PageRequests,
+    /// Devices of the host.
+    #[error(
+        "vfio={0}: this build serves no VFIO devices; a device process connects to socket=PATH"
+    )]
+    Vfio(String),
+}
+
+/// Functions from one to another, both inclusive, in the order of their ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FunctionRange {
+    first: EndpointId,
+    last: EndpointId,
+}
+
+impl FunctionRange {
+    /// `first..=last`; `None` if `last` is below `first`.
+    #[must_use]
+    pub fn new(first: EndpointId, last: EndpointId) -> Option<Self> {
+        (first <= last).then_some(Self { first, last })
+    }
+
+    /// The range that `text` says: one function, or two with `-` between them. The second is on the
+    /// segment of the first unless it names another.
+    ///
+    /// # Errors
+    /// [`FunctionError`].
+    pub fn parse(text: &str) -> Result<Self, FunctionError> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let first = function(first, 0)?;
+        let last = function(last, first.segment())?;
+        Self::new(first, last).ok_or_else(|| FunctionError::Reversed(text.to_owned()))
+    }
+
+    /// The first function.
+    #[must_use]
+    pub const fn first(&self) -> EndpointId {
+        self.first
+    }
+
+    /// The last function, inclusive.
+    #[must_use]
+    pub const fn last(&self) -> EndpointId {
+        self.last
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        u64::from(self.last.raw() - self.first.raw()) + 1
+    }
+
+    /// Each of them.
+    pub fn functions(&self) -> impl Iterator<Item = EndpointId> + use<> {
+        (self.first.raw()..=self.last.raw()).map(EndpointId::new)
+    }
+}
+
+/// The function that `text` says, `[SSSS:]BB:DD.F`; on `segment` if it names none.
+pub(super) fn function(text: &str, segment: u16) -> Result<EndpointId, FunctionError> {
+    parse_function(text, segment).ok_or_else(|| FunctionError::Function(text.to_owned()))
+}
+
+fn parse_function(text: &str, segment: u16) -> Option<EndpointId> {
+    let (path, function) = text.split_once('.')?;
+    let mut parts = path.rsplit(':');
+    let (device, bus) = (hex(parts.next()?, 2, 0x1f)?, hex(parts.next()?, 2, 0xff)?);
+    let segment = match parts.next() {
+        Some(segment) => hex(segment, 4, 0xffff)?,
+        None => u32::from(segment),
+    };
+    let function = hex(function, 1, 7)?;
+    let id = segment << 16 | bus << 8 | device << 3 | function;
+    parts.next().is_none().then(|| EndpointId::new(id))
+}
+
+/// 1 to `digits` hexadecimal digits, at most `max`.
+fn hex(text: &str, digits: usize, max: u32) -> Option<u32> {
+    let well_formed =
+        (1..=digits).contains(&text.len()) && text.chars().all(|digit| digit.is_ascii_hexdigit());
+    let value = well_formed.then(|| u32::from_str_radix(text, 16).ok())??;
+    (value <= max).then_some(value)
+}
+
+/// One `--endpoint`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointOption {
+    /// Which functions.
+    pub range: FunctionRange,
+    /// The socket of the function; for a range, the folder of their sockets.
+    socket: Option<PathBuf>,
+    is_range: bool,
+}
+
+impl EndpointOption {
+    /// The option that `text` says.
+    ///
+    /// A path cannot have a comma.
+    ///
+    /// # Errors
+    /// [`SpecError`].
+    pub fn parse(text: &str) -> Result<Self, SpecError> {
+        let mut parts = text.split(',');
+        let functions = parts.next().unwrap_or_default();
+        let range = FunctionRange::parse(functions)?;
+        let mut option = Self { range, socket: None, is_range: functions.contains('-') };
+        let mut pasid_bits = None;
+        for part in parts {
+            let (key, value) = part.split_once('=').unwrap_or((part, ""));
+            match key {
+                "socket" if value.is_empty() => return Err(SpecError::NoPath),
+                "socket" => once(&mut option.socket, PathBuf::from(value), "socket")?,
+                "pasid-bits" if value == "0" => once(&mut pasid_bits, (), "pasid-bits")?,
+                "pasid-bits" => return Err(SpecError::Pasids(value.to_owned())),
+                "page-request" => return Err(SpecError::PageRequests),
+                "vfio" => return Err(SpecError::Vfio(value.to_owned())),
+                _ => return Err(SpecError::Unknown(part.to_owned())),
+            }
+        }
+        Ok(option)
+    }
+
+    /// The endpoints that the option names. In a range, each has the socket `SSSS:BB:DD.F` in the
+    /// option's folder.
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = EndpointConfig> + '_ {
+        self.range.functions().map(|id| EndpointConfig {
+            spec: EndpointSpec::x86(id),
+            socket: match &self.socket {
+                Some(folder) if self.is_range => Some(folder.join(id.to_string())),
+                socket => socket.clone(),
+            },
+        })
+    }
+}
+
+/// Fills `slot`, which has to be empty.
+fn once<T>(slot: &mut Option<T>, value: T, key: &'static str) -> Result<(), SpecError> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(SpecError::Twice(key)),
+    }
+}

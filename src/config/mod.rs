@@ -1,0 +1,246 @@
+//! What the daemon is told to do, checked: past this nobody parses or checks an option again.
+//!
+//! [`crate::cli`] makes a [`Config`] of the command line. Nothing here opens or touches a file.
+
+mod endpoint;
+mod number;
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use viommu_pasid::EndpointId;
+use viommu_pgtable::{Iova, IovaRange};
+
+pub use endpoint::{EndpointOption, FunctionError, FunctionRange, SpecError};
+pub use number::{NumberError, bytes, page_sizes, window};
+
+use crate::iommu::{EndpointSpec, Settings};
+
+/// Endpoints that one daemon serves at most: the functions of one PCI segment. Each may have a
+/// socket, and a process has hardly more descriptors.
+pub const MAX_ENDPOINTS: usize = 1 << 16;
+/// Bounds of `--input-bits`: what three, four and five levels of VT-d tables translate.
+pub const INPUT_BITS: [u8; 3] = [39, 48, 57];
+/// Longest wait for a stuck device process, milliseconds. The guest's CPU spins meanwhile with its
+/// interrupts off, so more than a minute serves nobody.
+pub const MAX_STUCK_MS: u64 = 60_000;
+/// Longest time to poll before sleeping, microseconds: one second keeps a CPU busy enough.
+pub const MAX_POLL_US: u64 = 1_000_000;
+/// Table memory comes in pages of this size, bytes.
+const TABLE_PAGE_BYTES: u64 = 4096;
+
+/// Where the front-end connects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Socket {
+    /// A path to listen at.
+    Path(PathBuf),
+    /// A descriptor that was inherited: a connection, or a socket that listens.
+    Fd(RawFd),
+}
+
+/// What becomes of a device process that still uses what was withdrawn when the bound is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum StuckDevice {
+    /// It is killed: nothing uses what was withdrawn afterwards.
+    Kill,
+    /// It is cut off, and may still use what it had: answered without the guarantee.
+    Disconnect,
+}
+
+/// The structures that the software IOMMU keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Arch {
+    /// Intel VT-d, scalable mode.
+    Vtd,
+}
+
+/// An endpoint and where its device process connects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointConfig {
+    /// What the IOMMU knows of it.
+    pub spec: EndpointSpec,
+    /// The socket of its device process; without one, none can connect.
+    pub socket: Option<PathBuf>,
+}
+
+/// Everything that the daemon needs to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where the front-end connects.
+    pub socket: Socket,
+    /// The endpoints, in the order of their ids; one at least.
+    pub endpoints: Vec<EndpointConfig>,
+    /// The software IOMMU's structures.
+    pub arch: Arch,
+    /// The device's properties and limits.
+    pub settings: Settings,
+    /// Memory for tables, bytes; a multiple of 4096.
+    pub table_bytes: u64,
+    /// How long to poll the request queue after work before sleeping.
+    pub poll: Duration,
+    /// How long to wait for a stuck device process.
+    pub stuck_after: Duration,
+    /// What becomes of it then.
+    pub stuck_device: StuckDevice,
+    /// What is logged.
+    pub log_level: log::LevelFilter,
+}
+
+/// Options that contradict each other or make no daemon; the message says what would be right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Nobody could connect.
+    #[error("a socket is needed: --socket-path PATH or --fd N")]
+    NoSocket,
+    /// Two places to connect.
+    #[error("--socket-path and --fd exclude each other: give one of them")]
+    TwoSockets,
+    /// No descriptor.
+    #[error("--fd {0}: a descriptor is 0 or more")]
+    Fd(RawFd),
+    /// Nothing to serve.
+    #[error("an endpoint is needed: --endpoint BB:DD.F[,socket=PATH]")]
+    NoEndpoint,
+    /// An endpoint is named by two options, or twice by one.
+    #[error("endpoint {0} is named twice: name each once")]
+    EndpointTwice(EndpointId),
+    /// Two endpoints have one socket.
+    #[error("socket {} is named for two endpoints: each needs its own", .0.display())]
+    SocketTwice(PathBuf),
+    /// Past [`MAX_ENDPOINTS`].
+    #[error("there are more than {MAX_ENDPOINTS} endpoints")]
+    TooManyEndpoints,
+    /// No number of table levels.
+    #[error("--input-bits {0}: the tables translate 39, 48 or 57 bits")]
+    InputBits(u8),
+    /// Structures that this build has not.
+    #[error("--arch {0}: the tables of this build are VT-d's, so --arch has to be vtd")]
+    Arch(String),
+    /// The window cannot be mapped.
+    #[error("--iova-window {window}: it has to lie within the input range {input} (--input-bits)")]
+    WindowOutside {
+        /// What was asked for.
+        window: IovaRange,
+        /// What can be mapped.
+        input: IovaRange,
+    },
+    /// The window's ends are no ends of pages.
+    #[error(
+        "--iova-window {window}: it has to start and end on pages of {granule:#x} bytes, such as \
+         0x1000000-0x3effffff"
+    )]
+    WindowUnaligned {
+        /// What was asked for.
+        window: IovaRange,
+        /// The smallest page size, bytes.
+        granule: u64,
+    },
+    /// Not whole pages.
+    #[error("--table-memory {0}: it has to be a multiple of {TABLE_PAGE_BYTES}, and not 0")]
+    TableMemory(u64),
+}
+
+/// The socket of exactly one of the two options.
+///
+/// # Errors
+/// [`ConfigError::NoSocket`], [`ConfigError::TwoSockets`], [`ConfigError::Fd`].
+pub fn socket(path: Option<PathBuf>, fd: Option<RawFd>) -> Result<Socket, ConfigError> {
+    match (path, fd) {
+        (Some(path), None) => Ok(Socket::Path(path)),
+        (None, Some(fd)) if fd < 0 => Err(ConfigError::Fd(fd)),
+        (None, Some(fd)) => Ok(Socket::Fd(fd)),
+        (None, None) => Err(ConfigError::NoSocket),
+        (Some(_), Some(_)) => Err(ConfigError::TwoSockets),
+    }
+}
+
+/// The endpoints that `options` name, in the order of their ids.
+///
+/// # Errors
+/// [`ConfigError`]: none, one twice, two with one socket, or too many.
+pub fn endpoints(options: &[EndpointOption]) -> Result<Vec<EndpointConfig>, ConfigError> {
+    let total: u64 = options.iter().map(|option| option.range.count()).sum();
+    if total > MAX_ENDPOINTS as u64 {
+        return Err(ConfigError::TooManyEndpoints);
+    }
+    let mut endpoints: Vec<_> = options.iter().flat_map(EndpointOption::endpoints).collect();
+    if endpoints.is_empty() {
+        return Err(ConfigError::NoEndpoint);
+    }
+    endpoints.sort_by_key(|endpoint| endpoint.spec.id);
+    for (first, second) in endpoints.iter().zip(endpoints.iter().skip(1)) {
+        if first.spec.id == second.spec.id {
+            return Err(ConfigError::EndpointTwice(first.spec.id));
+        }
+    }
+    let mut sockets = BTreeSet::new();
+    for socket in endpoints.iter().filter_map(|endpoint| endpoint.socket.as_ref()) {
+        if !sockets.insert(socket) {
+            return Err(ConfigError::SocketTwice(socket.clone()));
+        }
+    }
+    Ok(endpoints)
+}
+
+/// The IOVAs that can be mapped: `input_bits` wide, or the `window` in that.
+///
+/// # Errors
+/// [`ConfigError`]: a width that no table has; a window outside or not on pages of `page_size_mask`.
+pub fn input(
+    input_bits: u8,
+    window: Option<IovaRange>,
+    page_size_mask: u64,
+) -> Result<IovaRange, ConfigError> {
+    let last = Iova::new((1_u64 << input_bits.min(63)) - 1);
+    let input = IovaRange::new(Iova::new(0), last)
+        .filter(|_| INPUT_BITS.contains(&input_bits))
+        .ok_or(ConfigError::InputBits(input_bits))?;
+    let Some(window) = window else { return Ok(input) };
+    if !input.covers(&window) {
+        return Err(ConfigError::WindowOutside { window, input });
+    }
+    let granule_lg2 = page_size_mask.trailing_zeros();
+    let aligned = u8::try_from(granule_lg2).is_ok_and(|lg2| lg2 < 64 && window.is_aligned(lg2));
+    if !aligned {
+        let granule = 1_u64.checked_shl(granule_lg2).unwrap_or(0);
+        return Err(ConfigError::WindowUnaligned { window, granule });
+    }
+    Ok(window)
+}
+
+/// Numbers that a domain can have: all. Linux means domain 0 in a DETACH from its first domain.
+pub(crate) const DOMAINS: RangeInclusive<u32> = 0..=u32::MAX;
+
+/// The function that `text` says, `[SSSS:]BB:DD.F`, on segment 0 if it names none.
+///
+/// # Errors
+/// [`FunctionError::Function`].
+pub fn function(text: &str) -> Result<EndpointId, FunctionError> {
+    endpoint::function(text, 0)
+}
+
+/// `bytes` of table memory.
+///
+/// # Errors
+/// [`ConfigError::TableMemory`].
+pub fn table_bytes(bytes: u64) -> Result<u64, ConfigError> {
+    let whole = bytes != 0 && bytes.is_multiple_of(TABLE_PAGE_BYTES);
+    whole.then_some(bytes).ok_or(ConfigError::TableMemory(bytes))
+}
+
+/// The structures that `name` stands for.
+///
+/// # Errors
+/// [`ConfigError::Arch`].
+pub fn arch(name: &str) -> Result<Arch, ConfigError> {
+    match name {
+        "vtd" => Ok(Arch::Vtd),
+        _ => Err(ConfigError::Arch(name.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests;
