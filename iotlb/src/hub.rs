@@ -1,0 +1,466 @@
+//! The daemon's side: listeners, connections, what devices say.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{EventfdFlags, Timespec, epoll};
+use rustix::net::RecvFlags;
+use viommu_pasid::EndpointId;
+use viommu_pgtable::PhysAddr;
+
+use crate::abi::{Arch, DEFAULT_TABLE_BASE, State};
+use crate::conn::{Connection, ReaderCounters};
+use crate::fault::FaultRecord;
+use crate::message::{self, Message, Received};
+use crate::region::Region;
+use crate::withdrawn::{Withdrawn, WithdrawnSet};
+
+/// Readiness events taken in one dispatch; the rest waits in the kernel for the next.
+const EVENTS_PER_DISPATCH: usize = 64;
+
+/// Messages of one device taken in one dispatch.
+const MESSAGES_PER_VISIT: usize = 8;
+
+/// What to do about a device process that a drain has waited for long enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StuckPolicy {
+    /// End it, and wait until it is gone: after the drain no access through the old happens.
+    Kill,
+    /// Refuse it from now on and go on without the guarantee.
+    Disconnect,
+}
+
+/// What a hub is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct HubConfig {
+    /// Whose structures the region holds.
+    pub arch: Arch,
+    /// Address of the region's first byte; a multiple of 4096.
+    pub table_base: PhysAddr,
+    /// Bytes of the region; a multiple of 4096. It is sparse: what is not used costs nothing.
+    pub table_bytes: u64,
+    /// The longest that a drain waits for a device process.
+    pub stuck: Duration,
+    /// What it does then.
+    pub policy: StuckPolicy,
+}
+
+impl Default for HubConfig {
+    /// VT-d tables of up to 1 GiB at 2^51; 1 s; kill.
+    fn default() -> Self {
+        Self {
+            arch: Arch::Vtd,
+            table_base: PhysAddr::new(DEFAULT_TABLE_BASE),
+            table_bytes: 1 << 30,
+            stuck: Duration::from_secs(1),
+            policy: StuckPolicy::Kill,
+        }
+    }
+}
+
+/// What happened at a device's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceEvent {
+    /// A device process connected.
+    Connected {
+        /// The endpoint it serves.
+        endpoint: EndpointId,
+    },
+    /// A device process is gone.
+    Disconnected {
+        /// The endpoint it served.
+        endpoint: EndpointId,
+    },
+    /// The endpoint's function was reset and does no DMA until it starts. The device waits for an answer,
+    /// which the next [`Hub::drain`] sends: act first.
+    FunctionReset {
+        /// Whose function.
+        endpoint: EndpointId,
+    },
+    /// The endpoint's function is about to do DMA again. The device waits for an answer, as above.
+    FunctionStarted {
+        /// Whose function.
+        endpoint: EndpointId,
+    },
+    /// An access was refused.
+    Fault {
+        /// Whose access.
+        endpoint: EndpointId,
+        /// What the device process says about it.
+        record: FaultRecord,
+    },
+}
+
+/// What a hub has seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Drains that began a new epoch.
+    pub drains: u64,
+    /// Of those, drains that had to wait for a device process.
+    pub waits: u64,
+    /// The longest.
+    pub longest_drain: Duration,
+    /// Device processes killed because they were stuck.
+    pub killed: u64,
+    /// Device processes cut off because they were stuck: the guarantee did not hold for them.
+    pub cut_off: u64,
+    /// Device processes greeted.
+    pub connects: u64,
+    /// Device processes refused: version, limit, cut off.
+    pub refused: u64,
+    /// Fault records taken.
+    pub faults: u64,
+    /// Fault records that made no sense.
+    pub bad_faults: u64,
+}
+
+/// One endpoint with a socket.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) root: PhysAddr,
+    pub(crate) pasid_bits: u8,
+    /// What its readers are told, those of future connections included.
+    pub(crate) state: State,
+    pub(crate) listener: OwnedFd,
+    pub(crate) connections: Vec<u64>,
+    path: PathBuf,
+}
+
+/// A client that has not said HELLO.
+#[derive(Debug)]
+pub(crate) struct Greeting {
+    pub(crate) id: u64,
+    pub(crate) socket: OwnedFd,
+    pub(crate) endpoint: EndpointId,
+}
+
+/// The device processes of a daemon, and the tables that they walk.
+///
+/// One thread. Nothing here blocks but [`drain`](Self::drain), which waits for device processes up to
+/// [`HubConfig::stuck`].
+#[derive(Debug)]
+pub struct Hub {
+    pub(crate) region: Region,
+    pub(crate) stuck: Duration,
+    pub(crate) policy: StuckPolicy,
+    pub(crate) endpoints: BTreeMap<EndpointId, Endpoint>,
+    pub(crate) connections: BTreeMap<u64, Connection>,
+    pub(crate) greetings: VecDeque<Greeting>,
+    pub(crate) next_id: u64,
+    pub(crate) withdrawn: WithdrawnSet,
+    /// A state word changed since the last drain.
+    pub(crate) states_changed: bool,
+    pub(crate) counters: Counters,
+    /// Listeners that are not watched because descriptors ran out.
+    pub(crate) starved: Vec<EndpointId>,
+    /// Devices that a drain found gone; the next dispatch says so.
+    gone: Vec<EndpointId>,
+    pub(crate) epoll: OwnedFd,
+    wake: OwnedFd,
+}
+
+/// What an epoll event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Token {
+    Wake,
+    Listener(EndpointId),
+    Greeting(u64),
+    Connection(u64),
+    Doorbell(u64),
+}
+
+impl Token {
+    const KIND_SHIFT: u32 = 56;
+
+    pub(crate) const fn data(self) -> epoll::EventData {
+        let (kind, id) = match self {
+            Self::Wake => (0, 0),
+            Self::Listener(endpoint) => (1, endpoint.raw() as u64),
+            Self::Greeting(id) => (2, id),
+            Self::Connection(id) => (3, id),
+            Self::Doorbell(id) => (4, id),
+        };
+        epoll::EventData::new_u64(kind << Self::KIND_SHIFT | id)
+    }
+
+    fn from_data(data: epoll::EventData) -> Self {
+        let id = data.u64() & ((1 << Self::KIND_SHIFT) - 1);
+        match data.u64() >> Self::KIND_SHIFT {
+            1 => Self::Listener(EndpointId::new(u32::try_from(id).unwrap_or(u32::MAX))),
+            2 => Self::Greeting(id),
+            3 => Self::Connection(id),
+            4 => Self::Doorbell(id),
+            _ => Self::Wake,
+        }
+    }
+}
+
+impl Hub {
+    /// A hub without endpoints.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a region that cannot be; otherwise what the kernel says.
+    pub fn new(config: HubConfig) -> io::Result<Self> {
+        let region = Region::new(config.arch, config.table_base, config.table_bytes)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        epoll::add(&epoll, &wake, Token::Wake.data(), epoll::EventFlags::IN)?;
+        Ok(Self {
+            region,
+            stuck: config.stuck,
+            policy: config.policy,
+            endpoints: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            greetings: VecDeque::new(),
+            next_id: 0,
+            withdrawn: WithdrawnSet::default(),
+            states_changed: false,
+            counters: Counters::default(),
+            starved: Vec::new(),
+            gone: Vec::new(),
+            epoll,
+            wake,
+        })
+    }
+
+    /// The tables.
+    #[must_use]
+    pub const fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// The tables, to be written. What is taken out of them is said with [`withdraw`](Self::withdraw).
+    pub const fn region_mut(&mut self) -> &mut Region {
+        &mut self.region
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// What the readers connected now say they did.
+    #[must_use]
+    pub fn reader_counters(&self) -> ReaderCounters {
+        self.connections.values().map(Connection::counters).fold(
+            ReaderCounters::default(),
+            |a, b| ReaderCounters {
+                hits: a.hits.wrapping_add(b.hits),
+                misses: a.misses.wrapping_add(b.misses),
+                flushes: a.flushes.wrapping_add(b.flushes),
+            },
+        )
+    }
+
+    /// Listens at `path` for processes that do the DMA of `endpoint`. Its way through the tables begins
+    /// at the root table `root`. A socket left over at `path` is replaced; anything else is not.
+    ///
+    /// The socket's file can be opened by its owner only: who may be the device is decided by its
+    /// permissions and its folder's.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if the endpoint has a socket, or `path` is something else; what the kernel says.
+    pub fn listen(
+        &mut self,
+        endpoint: EndpointId,
+        root: PhysAddr,
+        pasid_bits: u8,
+        path: &Path,
+    ) -> io::Result<()> {
+        if self.endpoints.contains_key(&endpoint) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let listener = crate::greet::listener(path)?;
+        let data = Token::Listener(endpoint).data();
+        epoll::add(&self.epoll, &listener, data, epoll::EventFlags::IN)?;
+        let path = path.to_owned();
+        let (state, connections) = (State::Running, Vec::new());
+        let new = Endpoint { root, pasid_bits, state, listener, connections, path };
+        self.endpoints.insert(endpoint, new);
+        Ok(())
+    }
+
+    /// Notes what was taken out of the tables; the next [`drain`](Self::drain) waits for pins of it.
+    pub fn withdraw(&mut self, what: Withdrawn) {
+        self.withdrawn.add(what);
+    }
+
+    /// Tells the readers of `endpoint`, present and future, whether accesses run, wait or are refused.
+    ///
+    /// [`State::Running`] lets waiting readers go at once; the others are in force after the next
+    /// [`drain`](Self::drain). An endpoint that is cut off stays so until [`readmit_all`](Self::readmit_all).
+    pub fn set_state(&mut self, endpoint: EndpointId, state: State) {
+        let Some(found) = self.endpoints.get_mut(&endpoint) else { return };
+        if found.state == state || found.state == State::CutOff {
+            return;
+        }
+        found.state = state;
+        for id in &found.connections {
+            let connection = self.connections.get_mut(id);
+            if let Some(connection) = connection.filter(|c| c.state() != State::CutOff) {
+                connection.set_state(state);
+            }
+        }
+        self.states_changed = true;
+    }
+
+    /// Admits endpoints again that were cut off: their next connections are served.
+    pub fn readmit_all(&mut self) {
+        for endpoint in self.endpoints.values_mut().filter(|e| e.state == State::CutOff) {
+            endpoint.state = State::Running;
+        }
+    }
+
+    /// True while processes of `endpoint` are refused.
+    #[must_use]
+    pub fn is_cut_off(&self, endpoint: EndpointId) -> bool {
+        self.endpoints.get(&endpoint).is_some_and(|e| e.state == State::CutOff)
+    }
+
+    /// Connected device processes.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Does what is to do at the devices' ends, without waiting, a bounded amount of it. Call it when
+    /// [`as_fd`](AsFd::as_fd) is readable, and [`drain`](Self::drain) after having acted on the events.
+    pub fn dispatch(&mut self, on: &mut dyn FnMut(DeviceEvent)) {
+        self.answer_all();
+        self.tell_gone(on);
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS_PER_DISPATCH);
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if let Err(error) = epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&now))
+            && error != rustix::io::Errno::INTR
+        {
+            log::error!("epoll_wait: {error}");
+        }
+        for event in events {
+            match Token::from_data(event.data) {
+                Token::Wake => self.unwake(),
+                Token::Listener(endpoint) => self.accept(endpoint),
+                Token::Greeting(id) => self.greet(id, on),
+                Token::Connection(id) => self.hear(id, on),
+                Token::Doorbell(id) => self.take_faults(id, on),
+            }
+        }
+    }
+
+    fn tell_gone(&mut self, on: &mut dyn FnMut(DeviceEvent)) {
+        for endpoint in self.gone.drain(..) {
+            on(DeviceEvent::Disconnected { endpoint });
+        }
+    }
+
+    fn unwake(&self) {
+        let mut count = [0; 8];
+        // nothing to read means that it is not ringing, which is what we want
+        let _nothing = rustix::io::read(&self.wake, &mut count);
+    }
+
+    /// Sends the answers that devices wait for.
+    pub(crate) fn answer_all(&mut self) {
+        let deaf: Vec<u64> = self
+            .connections
+            .iter_mut()
+            .filter_map(|(id, c)| (!c.answer()).then_some(*id))
+            .collect();
+        for id in deaf {
+            self.expel(id, "does not read its answers");
+        }
+    }
+
+    /// Takes the messages of a device.
+    fn hear(&mut self, id: u64, on: &mut dyn FnMut(DeviceEvent)) {
+        for _ in 0..MESSAGES_PER_VISIT {
+            let Some(connection) = self.connections.get_mut(&id) else { return };
+            let endpoint = connection.endpoint();
+            let (event, sequence) = match message::receive(&connection.socket, RecvFlags::DONTWAIT)
+            {
+                Received::Message(Message::FunctionReset { sequence }, _) => {
+                    (DeviceEvent::FunctionReset { endpoint }, sequence)
+                }
+                Received::Message(Message::FunctionStarted { sequence }, _) => {
+                    (DeviceEvent::FunctionStarted { endpoint }, sequence)
+                }
+                Received::Empty => return,
+                Received::Closed => {
+                    self.remove(id);
+                    return self.tell_gone(on);
+                }
+                Received::Message(..) | Received::Garbage => {
+                    return self.expel(id, "sent what is no message of a device");
+                }
+            };
+            if !connection.owe(sequence) {
+                return self.expel(id, "asks without waiting for answers");
+            }
+            on(event);
+        }
+    }
+
+    /// Takes the fault records of a device.
+    fn take_faults(&mut self, id: u64, on: &mut dyn FnMut(DeviceEvent)) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let endpoint = connection.endpoint();
+        let mut on = |record| on(DeviceEvent::Fault { endpoint, record });
+        let taken = connection.take_faults(&mut on);
+        self.counters.faults += taken.good;
+        self.counters.bad_faults += taken.bad;
+    }
+
+    /// Refuses a device that breaks the protocol. An honest reader of it may still be inside a section,
+    /// so it is counted until the next drain has passed.
+    fn expel(&mut self, id: u64, why: &str) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        log::warn!("device of {}: {why}, refused", connection.endpoint());
+        connection.set_state(State::CutOff);
+        self.states_changed = true;
+        // its end of life is seen by the drain
+        let _unwatched = epoll::delete(&self.epoll, &connection.socket);
+        self.ring();
+    }
+
+    /// Forgets a device that is gone, or that no longer counts.
+    pub(crate) fn remove(&mut self, id: u64) {
+        let Some(connection) = self.connections.remove(&id) else { return };
+        let endpoint = connection.endpoint();
+        // The doorbell's file lives on in the device: closing our descriptor would not unwatch it. Both
+        // may be unwatched already.
+        let _gone = epoll::delete(&self.epoll, &connection.doorbell);
+        let _gone = epoll::delete(&self.epoll, &connection.socket);
+        if let Some(endpoint) = self.endpoints.get_mut(&endpoint) {
+            endpoint.connections.retain(|other| *other != id);
+        }
+        self.gone.push(endpoint);
+        self.ring();
+        self.feed_starved();
+    }
+
+    /// Makes `as_fd` readable.
+    fn ring(&self) {
+        // full means that it rings
+        let _ringing = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+impl AsFd for Hub {
+    /// Readable when [`dispatch`](Hub::dispatch) has something to do.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        for endpoint in self.endpoints.values() {
+            // whoever removed it before us did what we want
+            let _gone = std::fs::remove_file(&endpoint.path);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What a translation yields.
+
+use std::iter::FusedIterator;
+use std::marker::PhantomData;
+
+use viommu_pasid::Pasid;
+use viommu_pgtable::{Access, Iova, PhysAddr};
+
+use crate::fault::{AccessFault, FaultReason};
+use crate::path::Leaf;
+use crate::reader::{Guard, Reader};
+
+/// Output addresses in a row. Good while the guard is open that it was translated under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece<'g> {
+    /// Where it begins.
+    pub gpa: PhysAddr,
+    /// Bytes, at least 1.
+    pub len: u64,
+    guard: PhantomData<&'g Guard<'g>>,
+}
+
+/// The pieces that a range of IOVAs leads to; see [`Guard::translate`].
+#[derive(Debug)]
+pub struct Pieces<'g> {
+    reader: &'g Reader,
+    pasid: Option<Pasid>,
+    access: Access,
+    iova: u64,
+    /// Bytes not yet yielded.
+    left: u64,
+    /// What follows the piece that was yielded last, found while looking how far it goes.
+    ahead: Option<Result<Leaf, FaultReason>>,
+    guard: PhantomData<&'g Guard<'g>>,
+}
+
+impl<'g> Pieces<'g> {
+    #[inline]
+    pub(crate) fn new(
+        reader: &'g Reader,
+        pasid: Option<Pasid>,
+        access: Access,
+        iova: u64,
+        len: u64,
+    ) -> Self {
+        let wraps = len != 0 && iova.checked_add(len - 1).is_none();
+        let ahead = wraps.then_some(Err(FaultReason::OutOfRange));
+        Self { reader, pasid, access, iova, left: len, ahead, guard: PhantomData }
+    }
+
+    /// Ends the iteration with a fault at the address that comes next.
+    #[cold]
+    fn fault(&mut self, reason: FaultReason) -> AccessFault {
+        self.left = 0;
+        let (pasid, access) = (self.pasid, self.access);
+        AccessFault { pasid, iova: Iova::new(self.iova), access, reason }
+    }
+
+    /// Bytes of `leaf` from the current address on, within what is asked for.
+    #[inline]
+    fn bytes_in(&self, leaf: &Leaf) -> u64 {
+        let page = 1u64 << leaf.size_lg2;
+        self.left.min(page - (self.iova & (page - 1)))
+    }
+
+    #[inline]
+    fn advance(&mut self, bytes: u64) {
+        self.left -= bytes;
+        // past the last address only when nothing is left
+        self.iova = self.iova.wrapping_add(bytes);
+    }
+}
+
+impl<'g> Iterator for Pieces<'g> {
+    type Item = Result<Piece<'g>, AccessFault>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        let found = match self.ahead.take() {
+            Some(found) => found,
+            None => self.reader.leaf(self.pasid, self.iova, self.access),
+        };
+        let first = match found {
+            Ok(leaf) => leaf,
+            Err(reason) => return Some(Err(self.fault(reason))),
+        };
+        let mut len = self.bytes_in(&first);
+        self.advance(len);
+        while self.left != 0 {
+            match self.reader.leaf(self.pasid, self.iova, self.access) {
+                Ok(leaf) if Some(leaf.oa) == first.oa.checked_add(len) => {
+                    let more = self.bytes_in(&leaf);
+                    self.advance(more);
+                    len += more;
+                }
+                other => {
+                    self.ahead = Some(other);
+                    break;
+                }
+            }
+        }
+        Some(Ok(Piece { gpa: PhysAddr::new(first.oa), len, guard: PhantomData }))
+    }
+}
+
+impl FusedIterator for Pieces<'_> {}

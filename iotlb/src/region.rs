@@ -1,0 +1,258 @@
+//! The daemon's side of the region: table pages that device processes walk.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use viommu_pgtable::{OutOfTables, PhysAddr, TableMemory, TableStore};
+
+use crate::abi::{self, Arch, PAGE_BYTES, PAGE_LEN, RegionHeader};
+use crate::section;
+use crate::shm::{self, Mapping, Rights, Shared};
+
+/// Runs of 2^0 to 2^`RUN_CLASSES - 1` pages are kept apart for reuse as runs of their size. The longest
+/// that any structure needs is a PASID directory for 20 bits: 32 pages.
+const RUN_CLASSES: usize = 6;
+
+/// Most pages of a region: page numbers are 32 bits wide (16 TiB).
+const MAX_PAGES: u64 = 1 << 32;
+
+/// Some pages in a row, by their number in the file.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    first: u32,
+    pages: u32,
+}
+
+/// The memfd that tables live in, mapped writable once, here.
+///
+/// It is sparse: an untouched page costs nothing. Pages that were touched stay: they are recycled, never
+/// given back. A freed page rests until [`reclaim`](Self::reclaim).
+#[derive(Debug)]
+pub struct Region {
+    fd: OwnedFd,
+    mapping: Arc<Mapping>,
+    header: Shared<RegionHeader>,
+    table_base: u64,
+    bytes: u64,
+    epoch: u64,
+    /// Pages from here to the end were never handed out.
+    next: u64,
+    /// Free runs that were handed out before, by the logarithm of their length.
+    free: [Vec<u32>; RUN_CLASSES],
+    /// Freed, and perhaps still read.
+    limbo: Vec<Run>,
+    pages_left: u64,
+    /// One count for each page ever handed out; private, because devices read what is shared.
+    live: Vec<u16>,
+}
+
+impl Region {
+    /// A region of `bytes` bytes, header included, whose first byte has address `table_base`.
+    ///
+    /// # Errors
+    /// `InvalidInput` if an argument is not a multiple of 4096, there is no room for a table, or the
+    /// region would end above 2^63; otherwise what the kernel says.
+    pub fn new(arch: Arch, table_base: PhysAddr, bytes: u64) -> io::Result<Self> {
+        let end = table_base.checked_add(bytes).filter(|end| end.raw() <= 1 << 63);
+        let aligned = table_base.is_aligned(12) && bytes.is_multiple_of(PAGE_BYTES);
+        let fits = bytes >= 2 * PAGE_BYTES && bytes / PAGE_BYTES <= MAX_PAGES;
+        let len = usize::try_from(bytes).ok().filter(|_| aligned && fits && end.is_some());
+        let Some(len) = len else {
+            let text = format!("no table region of {bytes:#x} bytes fits at {table_base}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        };
+        let fd = shm::create("viommu-tables", len)?;
+        let mapping = Arc::new(Mapping::map(&fd, len, Rights::ReadWrite)?);
+        shm::seal(&fd, true)?;
+        let header = Shared::new(Arc::clone(&mapping)).ok_or(io::ErrorKind::InvalidInput)?;
+        let region = Self {
+            fd,
+            mapping,
+            header,
+            table_base: table_base.raw(),
+            bytes,
+            epoch: section::FIRST_EPOCH,
+            next: 1,
+            free: Default::default(),
+            limbo: Vec::new(),
+            pages_left: bytes / PAGE_BYTES - 1,
+            live: Vec::new(),
+        };
+        region.write_header(arch);
+        Ok(region)
+    }
+
+    /// Relaxed: nobody else has the memory yet; sending its descriptor orders the stores.
+    fn write_header(&self, arch: Arch) {
+        let header = &*self.header;
+        header.magic.store(abi::MAGIC, Ordering::Relaxed);
+        header.version.store(u64::from(abi::VERSION), Ordering::Relaxed);
+        header.arch.store(arch.raw(), Ordering::Relaxed);
+        header.table_base.store(self.table_base, Ordering::Relaxed);
+        header.size.store(self.bytes, Ordering::Relaxed);
+        header.epoch.store(self.epoch, Ordering::Relaxed);
+    }
+
+    /// Address of the region's first byte. Nothing else may have addresses from here on.
+    #[must_use]
+    pub const fn table_base(&self) -> PhysAddr {
+        PhysAddr::new(self.table_base)
+    }
+
+    /// Bytes of the region.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Pages that are in use or wait for the next drain.
+    #[must_use]
+    pub const fn pages_used(&self) -> u64 {
+        self.bytes / PAGE_BYTES - 1 - self.pages_left
+    }
+
+    /// True if freed pages wait for a drain.
+    pub(crate) const fn has_limbo(&self) -> bool {
+        !self.limbo.is_empty()
+    }
+
+    /// Begins a new epoch and returns it: see [`section`].
+    pub(crate) fn next_epoch(&mut self) -> u64 {
+        self.epoch += 1;
+        section::publish(&self.header.epoch, self.epoch);
+        self.epoch
+    }
+
+    /// Makes freed pages usable again. No reader is inside a section older than their release.
+    pub(crate) fn reclaim(&mut self) {
+        while let Some(run) = self.limbo.pop() {
+            self.put_free(run);
+        }
+    }
+
+    /// Files a run under the sizes that it can serve.
+    fn put_free(&mut self, run: Run) {
+        self.pages_left += u64::from(run.pages);
+        let class = usize::try_from(run.pages.trailing_zeros()).unwrap_or(usize::MAX);
+        if run.pages.is_power_of_two()
+            && let Some(list) = self.free.get_mut(class)
+        {
+            list.push(run.first);
+        } else if let Some(list) = self.free.first_mut() {
+            list.extend(run.first..run.first + run.pages);
+        }
+    }
+
+    /// A recycled run of exactly `1 << class` pages, cut from a longer one if need be.
+    fn take_free(&mut self, class: usize) -> Option<u32> {
+        let found = (class..RUN_CLASSES).find(|c| self.free.get(*c).is_some_and(|l| !l.is_empty()));
+        let mut at = found?;
+        let first = self.free.get_mut(at)?.pop()?;
+        while at > class {
+            at -= 1;
+            self.free.get_mut(at)?.push(first + (1 << at));
+        }
+        self.clear(Run { first, pages: 1 << class });
+        Some(first)
+    }
+
+    /// Fresh pages; what alignment skips becomes free single pages.
+    fn take_fresh(&mut self, pages: u64) -> Option<u32> {
+        let align = if pages.is_power_of_two() { pages } else { 1 };
+        let first = self.next.checked_next_multiple_of(align)?;
+        let end = first.checked_add(pages).filter(|end| *end <= self.bytes / PAGE_BYTES)?;
+        let skipped = u32::try_from(self.next).ok()?..u32::try_from(first).ok()?;
+        self.free.first_mut()?.extend(skipped);
+        self.next = end;
+        self.live.resize(usize::try_from(end).ok()?, 0);
+        u32::try_from(first).ok()
+    }
+
+    /// Zeroes recycled pages. Relaxed: no table leads to them until a later store (Release) does.
+    fn clear(&mut self, run: Run) {
+        for page in run.first..run.first + run.pages {
+            let start = u64::from(page) * PAGE_BYTES;
+            for offset in (start..start + PAGE_BYTES).step_by(8) {
+                if let Some(word) = self.mapping.word(offset) {
+                    word.store(0, Ordering::Relaxed);
+                }
+            }
+            if let Some(live) = self.live.get_mut(page as usize) {
+                *live = 0;
+            }
+        }
+    }
+
+    /// Number of the page at `page`; callers pass what `alloc_pages` gave.
+    fn index(&self, page: PhysAddr) -> usize {
+        let offset = page.raw().wrapping_sub(self.table_base);
+        usize::try_from(offset).unwrap_or(usize::MAX) / PAGE_LEN
+    }
+}
+
+impl AsFd for Region {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl TableMemory for Region {
+    fn load(&self, at: PhysAddr) -> Option<u64> {
+        // Acquire is not needed: this thread wrote the tables
+        let offset = at.raw().checked_sub(self.table_base)?;
+        self.mapping.word(offset).map(|word| word.load(Ordering::Relaxed))
+    }
+}
+
+impl TableStore for Region {
+    /// # Panics
+    /// If `at` is not inside the region: the caller's mistake, which nobody outside can bring about.
+    #[inline]
+    fn store(&mut self, at: PhysAddr, entry: u64) {
+        let offset = at.raw().wrapping_sub(self.table_base);
+        let Some(word) = self.mapping.word(offset).filter(|_| offset >= PAGE_BYTES) else {
+            panic!("table entry at {at}, outside the region");
+        };
+        // Release: pairs with the acquire fence of `View::load`
+        word.store(entry, Ordering::Release);
+    }
+
+    fn alloc_pages(&mut self, pages: u64) -> Result<PhysAddr, OutOfTables> {
+        let refused = OutOfTables { needed_pages: pages, free_pages: self.pages_left };
+        if pages == 0 || pages > self.pages_left {
+            return Err(refused);
+        }
+        let class = usize::try_from(pages.next_power_of_two().trailing_zeros());
+        let exact = class.ok().filter(|c| pages.is_power_of_two() && *c < RUN_CLASSES);
+        let recycled = exact.and_then(|class| self.take_free(class));
+        let first = recycled.or_else(|| self.take_fresh(pages)).ok_or(refused)?;
+        self.pages_left -= pages;
+        Ok(PhysAddr::new(self.table_base + u64::from(first) * PAGE_BYTES))
+    }
+
+    fn free_pages(&mut self, start: PhysAddr, pages: u64) {
+        let first = u32::try_from(self.index(start));
+        if let (Ok(first), Ok(pages)) = (first, u32::try_from(pages)) {
+            self.limbo.push(Run { first, pages });
+        }
+    }
+
+    fn pages_left(&self) -> u64 {
+        self.pages_left
+    }
+
+    #[inline]
+    fn live(&self, page: PhysAddr) -> u16 {
+        self.live.get(self.index(page)).copied().unwrap_or(0)
+    }
+
+    #[inline]
+    fn set_live(&mut self, page: PhysAddr, entries: u16) {
+        let index = self.index(page);
+        if let Some(live) = self.live.get_mut(index) {
+            *live = entries;
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! A reader's private TLB: direct-mapped, valid for one epoch.
+
+use std::cell::Cell;
+
+use viommu_pgtable::Access;
+use zerocopy::FromZeros;
+
+use crate::path::Leaf;
+
+/// Entries of a reader's TLB: 64 Ki, 2 MiB of address space, of which the touched pages cost memory.
+/// As many 4 KiB mappings in a row, 256 MiB of IOVAs, fit without a conflict.
+const ENTRIES: usize = 1 << 16;
+
+/// One translation. All zero is no translation: generations begin with 1.
+#[derive(Debug, Clone, Copy, FromZeros)]
+#[repr(C, align(32))]
+struct Entry {
+    /// IOVA shifted right by the page's size.
+    page: u64,
+    /// Generation in bits 63:32, page size in bits 31:24, PASID or 0 in bits 19:0.
+    stamp: u64,
+    /// Address of the page that it leads to.
+    oa: u64,
+    /// [`Access`] bits.
+    access: u64,
+}
+
+/// The translations that a reader remembers.
+#[derive(Debug)]
+pub(crate) struct Tlb {
+    entries: Box<[Cell<Entry>]>,
+    /// What the entries of the current epoch carry.
+    generation: Cell<u32>,
+    /// Page sizes present in this generation, one bit each: what a lookup has to try.
+    sizes: Cell<u64>,
+}
+
+const fn stamp(generation: u32, size_lg2: u32, tag: u32) -> u64 {
+    (generation as u64) << 32 | (size_lg2 as u64) << 24 | tag as u64
+}
+
+impl Tlb {
+    pub(crate) fn new() -> Self {
+        // zeroed by the kernel page by page, when touched
+        let entries = <[Cell<Entry>]>::new_box_zeroed_with_elems(ENTRIES).unwrap_or_default();
+        Self { entries, generation: Cell::new(1), sizes: Cell::new(0) }
+    }
+
+    /// Neighbouring pages have neighbouring places; PASIDs are spread.
+    #[inline]
+    fn place(&self, page: u64, tag: u32) -> Option<&Cell<Entry>> {
+        let spread = u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        let index = (page ^ (page >> 16) ^ spread) & (ENTRIES as u64 - 1);
+        self.entries.get(usize::try_from(index).ok()?)
+    }
+
+    /// Where `iova` leads for an access with tag `tag` (a PASID, or 0) that does `access`.
+    #[inline]
+    pub(crate) fn find(&self, tag: u32, iova: u64, access: Access) -> Option<Leaf> {
+        let mut sizes = self.sizes.get();
+        while sizes != 0 {
+            let size_lg2 = sizes.trailing_zeros();
+            sizes &= sizes - 1;
+            let page = iova >> size_lg2;
+            let entry = self.place(page, tag)?.get();
+            let wanted = stamp(self.generation.get(), size_lg2, tag);
+            let missing = u64::from(access.bits()) & !entry.access;
+            if entry.page == page && entry.stamp == wanted && missing == 0 {
+                let within = iova & ((1 << size_lg2) - 1);
+                let access = Access::from_bits_truncate(entry.access.to_le_bytes()[0]);
+                return Some(Leaf { oa: entry.oa | within, size_lg2, access });
+            }
+        }
+        None
+    }
+
+    /// Remembers that `iova` leads to `leaf`.
+    #[inline]
+    pub(crate) fn insert(&self, tag: u32, iova: u64, leaf: Leaf) {
+        let size_lg2 = leaf.size_lg2;
+        let page = iova >> size_lg2;
+        if let Some(place) = self.place(page, tag) {
+            place.set(Entry {
+                page,
+                stamp: stamp(self.generation.get(), size_lg2, tag),
+                oa: leaf.oa & !((1 << size_lg2) - 1),
+                access: u64::from(leaf.access.bits()),
+            });
+            self.sizes.set(self.sizes.get() | 1 << size_lg2);
+        }
+    }
+
+    /// Forgets everything.
+    pub(crate) fn flush(&self) {
+        self.sizes.set(0);
+        let next = self.generation.get().wrapping_add(1);
+        if next == 0 {
+            // after 2^32 flushes old generations come back
+            for entry in &self.entries {
+                entry.set(Entry::new_zeroed());
+            }
+        }
+        self.generation.set(next.max(1));
+    }
+}

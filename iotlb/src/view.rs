@@ -1,0 +1,79 @@
+//! The device's side of the region: tables, read-only.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use viommu_pgtable::{PhysAddr, TableMemory};
+
+use crate::abi::{self, Arch, RegionHeader};
+use crate::shm::{Mapping, Rights, Shared};
+use crate::sync::{AtomicU64, Ordering, fence};
+
+/// The region as a device process sees it.
+#[derive(Debug)]
+pub(crate) struct View {
+    mapping: Arc<Mapping>,
+    header: Shared<RegionHeader>,
+    table_base: u64,
+    arch: Arch,
+}
+
+impl View {
+    /// Maps the region's first `bytes` bytes and checks its header.
+    ///
+    /// # Errors
+    /// `InvalidData` if the header is not what this version writes; otherwise what the kernel says.
+    pub(crate) fn new(fd: impl AsFd, bytes: u64) -> io::Result<Self> {
+        let len = usize::try_from(bytes).map_err(|_| io::ErrorKind::InvalidData)?;
+        Mapping::check_sealed(&fd)?;
+        let mapping = Arc::new(Mapping::map(fd, len, Rights::ReadOnly)?);
+        let header: Shared<RegionHeader> = Shared::new(Arc::clone(&mapping))
+            .ok_or_else(|| invalid("a region without room for its header".into()))?;
+        let word = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        if word(&header.magic) != abi::MAGIC {
+            return Err(invalid(format!("region with magic {:#x}", word(&header.magic))));
+        }
+        if word(&header.version) != u64::from(abi::VERSION) || word(&header.size) != bytes {
+            let (version, size) = (word(&header.version), word(&header.size));
+            return Err(invalid(format!("region of version {version}, {size:#x} bytes")));
+        }
+        let arch = word(&header.arch);
+        let arch = Arch::from_raw(arch)
+            .ok_or_else(|| invalid(format!("region of unknown architecture {arch}")))?;
+        let table_base = word(&header.table_base);
+        Ok(Self { mapping, header, table_base, arch })
+    }
+
+    /// Whose structures the tables are.
+    pub(crate) const fn arch(&self) -> Arch {
+        self.arch
+    }
+
+    /// Where the tables' addresses begin.
+    pub(crate) const fn table_base(&self) -> PhysAddr {
+        PhysAddr::new(self.table_base)
+    }
+
+    /// The epoch word.
+    #[inline]
+    pub(crate) fn epoch(&self) -> &AtomicU64 {
+        &self.header.epoch
+    }
+}
+
+impl TableMemory for View {
+    #[inline]
+    fn load(&self, at: PhysAddr) -> Option<u64> {
+        let word = self.mapping.word(at.raw().checked_sub(self.table_base)?)?;
+        // Relaxed, then a fence: on read-only memory only relaxed loads are defined
+        let entry = word.load(Ordering::Relaxed);
+        // pairs with the Release in `Region::store`
+        fence(Ordering::Acquire);
+        Some(entry)
+    }
+}
+
+fn invalid(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}

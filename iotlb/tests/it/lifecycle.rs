@@ -1,0 +1,112 @@
+//! Connections come and go.
+
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+
+use viommu_iotlb::{
+    ConnectError, Device, DeviceEvent, Hub, HubConfig, MAX_CONNECTIONS_PER_ENDPOINT, Refused,
+};
+use viommu_pasid::EndpointId;
+use viommu_pgtable::PhysAddr;
+
+use crate::support::{Daemon, ENDPOINT};
+
+fn open_fds() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[test]
+fn a_device_is_told_its_endpoint_and_its_comings_and_goings_are_told() {
+    let daemon = Daemon::start(HubConfig::default());
+    let device = daemon.connect();
+    assert_eq!(device.endpoint(), ENDPOINT);
+    drop(device);
+    let events = daemon.events(|events| events.len() == 2);
+    let endpoint = ENDPOINT;
+    assert_eq!(
+        events,
+        [DeviceEvent::Connected { endpoint }, DeviceEvent::Disconnected { endpoint }]
+    );
+}
+
+#[test]
+fn function_messages_are_answered_after_the_daemon_has_acted() {
+    let daemon = Daemon::start(HubConfig::default());
+    let device = daemon.connect();
+    device.function_reset().unwrap();
+    device.function_started().unwrap();
+    let endpoint = ENDPOINT;
+    let events = daemon.events(|events| events.len() >= 3);
+    assert_eq!(
+        events[1..],
+        [DeviceEvent::FunctionReset { endpoint }, DeviceEvent::FunctionStarted { endpoint }]
+    );
+}
+
+#[test]
+fn connections_of_one_endpoint_are_limited() {
+    let daemon = Daemon::start(HubConfig::default());
+    let devices: Vec<_> = (0..MAX_CONNECTIONS_PER_ENDPOINT).map(|_| daemon.connect()).collect();
+    let refused = Device::connect(&daemon.socket).unwrap_err();
+    assert!(matches!(refused, ConnectError::Full), "{refused}");
+    drop(devices);
+    daemon.events(|events| {
+        let gone = |event: &&DeviceEvent| matches!(event, DeviceEvent::Disconnected { .. });
+        events.iter().filter(gone).count() == MAX_CONNECTIONS_PER_ENDPOINT
+    });
+    daemon.connect();
+}
+
+#[test]
+fn a_reader_keeps_the_connection_and_a_daemon_that_is_gone_refuses() {
+    let daemon = Daemon::start(HubConfig::default());
+    let device = daemon.connect();
+    let reader = device.reader().unwrap();
+    drop(reader.enter().unwrap());
+    drop(daemon);
+    assert!(!device.dispatch().connected);
+    assert_eq!(reader.enter().unwrap_err(), Refused::Disconnected);
+    assert!(device.function_reset().is_err());
+}
+
+#[test]
+fn a_socket_is_for_its_owner_only_replaces_an_old_one_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut hub = Hub::new(HubConfig::default()).unwrap();
+    let path = folder.path().join("socket");
+    let listen = |hub: &mut Hub, id, path: &std::path::Path| {
+        hub.listen(EndpointId::new(id), PhysAddr::new(1 << 51), 0, path)
+    };
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    listen(&mut hub, 1, &path).unwrap();
+    let meta = std::fs::symlink_metadata(&path).unwrap();
+    assert!(meta.file_type().is_socket());
+    assert_eq!(meta.permissions().mode() & 0o077, 0);
+    assert!(listen(&mut hub, 1, &folder.path().join("other")).is_err());
+    let file = folder.path().join("file");
+    std::fs::write(&file, "precious").unwrap();
+    assert!(listen(&mut hub, 2, &file).is_err());
+    assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+    drop(hub);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_thousand_devices_leave_no_descriptor_behind() {
+    let daemon = Daemon::start(HubConfig::default());
+    drop(daemon.connect());
+    let gone = |events: &[DeviceEvent]| {
+        events.iter().filter(|e| matches!(e, DeviceEvent::Disconnected { .. })).count()
+    };
+    daemon.events(|events| gone(events) == 1);
+    let before = open_fds();
+    for n in 0..1000 {
+        let device = daemon.connect();
+        let reader = device.reader().unwrap();
+        drop(reader.enter().unwrap());
+        drop((device, reader));
+        daemon.events(|events| gone(events) == n + 2);
+    }
+    assert_eq!(daemon.run(|world| world.hub.connected()), 0);
+    // other tests of this process open some as well
+    assert!(open_fds() < before + 200, "{before} before, {} after", open_fds());
+}

@@ -1,0 +1,10 @@
+//! A hub and its devices, on threads of one process.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod faults;
+mod lifecycle;
+mod sections;
+mod translation;
