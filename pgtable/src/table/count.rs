@@ -30,7 +30,7 @@ impl<F: Format> Table<F> {
         let apart = first ^ last;
         let top = plan.geometry.root_level();
         let mut there = u64::from(top - left);
-        if apart >> plan.geometry.table_lg2(left) != 0 {
+        if apart >> plan.geometry.table_lg2(0) != 0 {
             let right = self.lowest_table(store, last);
             // a table that covers both edges was counted with the left one
             there += (right..top)
