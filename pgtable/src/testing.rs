@@ -45,6 +45,12 @@ impl HeapStore {
         self.pages.iter().map(|page| u64::from(page.taken)).sum()
     }
 
+    /// True if `at` is in a page that was handed out and not freed.
+    #[must_use]
+    pub fn is_taken(&self, at: PhysAddr) -> bool {
+        self.number(at).and_then(|number| self.pages.get(number)).is_some_and(|page| page.taken)
+    }
+
     /// Changes an entry behind the mapper's back, wherever it is.
     pub fn poke(&mut self, at: PhysAddr, raw: u64) {
         if let Some(entry) = self.entry_mut(at) {

@@ -1,0 +1,96 @@
+//! One suite over every format, level and leaf size, against a model that knows no tables.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::needless_pass_by_value,
+    reason = "tests"
+)]
+
+mod entries;
+mod model;
+mod sequences;
+mod single;
+mod watched;
+
+use viommu_pgtable::VtdSecond;
+
+/// 4 KiB, 2 MiB and 1 GiB.
+const ALL_SIZES: u64 = 1 << 12 | 1 << 21 | 1 << 30;
+
+macro_rules! suite {
+    ($($name:ident: $format:expr;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn entries_decode_to_what_they_were_made_from() {
+                entries::decode_inverts_encode($format);
+            }
+
+            #[test]
+            fn any_word_decodes_to_something_within_the_geometry() {
+                entries::decode_is_total($format);
+            }
+
+            #[test]
+            fn a_walk_over_any_bytes_reads_at_most_one_entry_a_level() {
+                entries::walks_are_bounded($format);
+            }
+
+            #[test]
+            fn one_leaf_of_each_size_translates_all_of_itself_and_nothing_else() {
+                single::each_leaf_size($format);
+            }
+
+            #[test]
+            fn a_fault_names_the_level_and_the_entry_that_ended_the_walk() {
+                single::faults_at_each_level($format);
+            }
+
+            #[test]
+            fn what_the_format_cannot_hold_is_refused_and_nothing_is_written() {
+                single::refusals($format);
+            }
+
+            #[test]
+            fn a_leaf_never_takes_the_place_of_a_table_nor_a_table_that_of_a_leaf() {
+                single::no_replacement($format);
+            }
+
+            #[test]
+            fn an_unmap_that_would_split_a_leaf_removes_nothing() {
+                single::no_split($format);
+            }
+
+            #[test]
+            fn destroying_a_full_table_gives_every_page_back() {
+                single::destroy_returns_all($format);
+            }
+
+            #[test]
+            fn maps_and_unmaps_agree_with_the_model() {
+                sequences::agree_with_the_model($format);
+            }
+
+            #[test]
+            fn running_out_of_tables_changes_nothing() {
+                sequences::out_of_tables_changes_nothing($format);
+            }
+
+            #[test]
+            fn a_reader_sees_nothing_or_whole_entries_after_every_store() {
+                watched::every_state_is_consistent($format);
+            }
+        }
+    )*};
+}
+
+suite! {
+    vtd_second_39: VtdSecond::new(39, ALL_SIZES).unwrap();
+    vtd_second_48: VtdSecond::new(48, ALL_SIZES).unwrap();
+    vtd_second_57: VtdSecond::new(57, ALL_SIZES).unwrap();
+    vtd_second_48_small_pages: VtdSecond::new(48, 1 << 12).unwrap();
+    vtd_second_48_without_2_mib: VtdSecond::new(48, 1 << 12 | 1 << 30).unwrap();
+}
