@@ -8,7 +8,10 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
 
+mod alloc;
 mod endpoint;
+mod leaf;
 pub mod vtd;
 
+pub use alloc::{Allocator, ReserveError};
 pub use endpoint::{EndpointId, Pasid, Requester};
