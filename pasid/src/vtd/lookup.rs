@@ -4,10 +4,11 @@ use core::fmt;
 
 use viommu_pgtable::{PhysAddr, TableMemory};
 
-use super::entry::{PasidEntry, WORDS};
-use super::table::{entry_at, slot_at};
-use super::{ContextEntry, PRESENT, follow, root, within};
+use super::entry::PasidEntry;
+use super::table::slot_at;
+use super::{ContextEntry, PRESENT, follow, root};
 use crate::Pasid;
+use crate::leaf::{WORDS, entry_at, within};
 
 /// Which structure ended a lookup (VT-d 5.0, 7.1.3: the scalable-mode fault reasons).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

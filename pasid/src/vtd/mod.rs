@@ -10,6 +10,8 @@
 
 mod context;
 mod entry;
+mod first;
+pub mod legacy;
 mod lookup;
 mod root;
 mod table;
@@ -20,24 +22,20 @@ mod tests;
 use viommu_pgtable::PhysAddr;
 
 pub use context::{ContextEntry, MAX_PASID_BITS, MIN_DIRECTORY_LG2};
-pub use entry::{AddressWidth, PasidEntry, Translation};
+pub use entry::{AddressWidth, PasidEntry, SecondLevel, Translation};
+pub use first::{FirstControls, FirstLevel};
 pub use lookup::{LookupFault, LookupFaultKind, lookup};
 pub use root::RootTable;
 pub use table::{LEAF_ENTRIES_LG2, PasidTable, SetError};
 
 /// Bytes of every table but the PASID directory.
-const TABLE_BYTES: u64 = 4096;
+const TABLE_BYTES: u64 = crate::leaf::LEAF_BYTES;
 
 /// Bits 63:12 of a pointer field: the address of a 4 KiB table.
 const POINTER: u64 = !0xfff;
 
 /// The present bit of every entry.
 const PRESENT: u64 = 1;
-
-/// The address `offset` bytes (below 4096) into a table: tables are 4 KiB aligned, so nothing carries.
-const fn within(table: PhysAddr, offset: u64) -> PhysAddr {
-    PhysAddr::new(table.raw() | offset)
-}
 
 /// The table that a pointer field leads to, if it is present.
 fn follow(pointer: u64) -> Option<PhysAddr> {

@@ -3,7 +3,8 @@
 use viommu_pgtable::{OutOfTables, PhysAddr, TableStore};
 
 use super::context::{self, ContextEntry};
-use super::{PRESENT, TABLE_BYTES, follow, within};
+use super::{PRESENT, TABLE_BYTES, follow};
+use crate::leaf::within;
 
 /// Bytes of a root entry: the context tables of devices 0 to 15, then of 16 to 31.
 const ENTRY_BYTES: u64 = 16;

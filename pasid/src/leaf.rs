@@ -1,0 +1,122 @@
+//! Entries of 64 bytes in leaves of 4 KiB, and how a live one changes.
+//!
+//! VT-d's PASID entries, SMMUv3's stream table entries and context descriptors have this shape in common.
+//! A reader loads an entry word by word, so one that may be in use never changes from one valid state to
+//! another in place. To set one, its leaf is copied, changed in the copy, and the 64-bit pointer to the
+//! leaf stored. To clear one, its first word, which holds its valid bit, is zeroed: a reader that saw it
+//! before finds the other words as they were, and the slot is not written again, because the next set goes
+//! into another copy.
+
+use viommu_pgtable::{OutOfTables, PhysAddr, TableMemory, TableStore};
+
+/// 64-bit words of an entry.
+pub(crate) const WORDS: usize = 8;
+/// Bytes of an entry.
+pub(crate) const ENTRY_BYTES: u64 = 64;
+/// Base-2 logarithm of [`ENTRY_BYTES`].
+pub(crate) const ENTRY_LG2: u8 = 6;
+/// Entries of a leaf, log2.
+pub(crate) const LEAF_ENTRIES_LG2: u8 = 6;
+/// Bytes of a leaf.
+pub(crate) const LEAF_BYTES: u64 = 4096;
+
+const LEAF_ENTRIES: u32 = 1 << LEAF_ENTRIES_LG2;
+/// Bits 63:12 of a pointer: the address of a leaf.
+const ADDRESS: u64 = !(LEAF_BYTES - 1);
+
+const _: () = assert!(ENTRY_BYTES == WORDS as u64 * 8 && ENTRY_BYTES == 1 << ENTRY_LG2);
+const _: () = assert!(LEAF_ENTRIES as u64 * ENTRY_BYTES == LEAF_BYTES);
+
+/// The address `offset` bytes (below 4096) into a table: tables are 4 KiB aligned, so nothing carries.
+pub(crate) const fn within(table: PhysAddr, offset: u64) -> PhysAddr {
+    PhysAddr::new(table.raw() | offset)
+}
+
+/// The address of entry `index` in its leaf.
+pub(crate) fn entry_at(leaf: PhysAddr, index: u32) -> PhysAddr {
+    within(leaf, u64::from(index % LEAF_ENTRIES) * ENTRY_BYTES)
+}
+
+/// Which bits tell that something is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Leaves {
+    /// What a pointer to a leaf holds below bit 12; an absent pointer holds 0.
+    pub(crate) link: u64,
+    /// The bit of an entry's first word that makes it valid.
+    pub(crate) valid: u64,
+}
+
+impl Leaves {
+    /// Sets entry `index`, below the pointer at `slot`, by copying its leaf; requests see the old entry
+    /// or the new one. The old leaf is freed: it is withdrawn, and readers may still be in it.
+    ///
+    /// # Errors
+    /// If no table page is left for the copy; nothing changes.
+    pub(crate) fn set<S: TableStore>(
+        self,
+        store: &mut S,
+        slot: PhysAddr,
+        index: u32,
+        words: &[u64; WORDS],
+    ) -> Result<(), OutOfTables> {
+        let old = self.leaf(store, slot);
+        let new = store.alloc_pages(1)?;
+        let mut live = 0;
+        if let Some(old) = old {
+            copy(store, old, new);
+            live = store.live(old);
+        }
+        if !self.is_valid(store, new, index) {
+            live += 1;
+        }
+        store.set_live(new, live);
+        write(store, entry_at(new, index), words);
+        store.store(slot, new.raw() | self.link);
+        if let Some(old) = old {
+            store.free_pages(old, 1);
+        }
+        Ok(())
+    }
+
+    /// Clears entry `index`, below the pointer at `slot`: from now on its requests fault. A leaf without
+    /// entries is freed. Needs no memory.
+    pub(crate) fn clear<S: TableStore>(self, store: &mut S, slot: PhysAddr, index: u32) {
+        let Some(leaf) = self.leaf(store, slot) else { return };
+        if !self.is_valid(store, leaf, index) {
+            return;
+        }
+        store.store(entry_at(leaf, index), 0);
+        let live = store.live(leaf).saturating_sub(1);
+        store.set_live(leaf, live);
+        if live == 0 {
+            store.store(slot, 0);
+            store.free_pages(leaf, 1);
+        }
+    }
+
+    fn leaf<S: TableMemory>(self, store: &S, slot: PhysAddr) -> Option<PhysAddr> {
+        let pointer = store.load(slot)?;
+        (pointer & self.link != 0).then(|| PhysAddr::new(pointer & ADDRESS))
+    }
+
+    fn is_valid<S: TableMemory>(self, store: &S, leaf: PhysAddr, index: u32) -> bool {
+        store.load(entry_at(leaf, index)).is_some_and(|word| word & self.valid != 0)
+    }
+}
+
+/// Words 1 to 7 first: word 0 carries the valid bit.
+fn write<S: TableStore>(store: &mut S, at: PhysAddr, words: &[u64; WORDS]) {
+    let [word0, rest @ ..] = words;
+    for (word, offset) in rest.iter().zip((8u64..).step_by(8)) {
+        store.store(within(at, offset), *word);
+    }
+    store.store(at, *word0);
+}
+
+fn copy<S: TableStore>(store: &mut S, from: PhysAddr, to: PhysAddr) {
+    for offset in (0..LEAF_BYTES).step_by(8) {
+        if let Some(word) = store.load(within(from, offset)) {
+            store.store(within(to, offset), word);
+        }
+    }
+}
