@@ -8,6 +8,8 @@ mod drain;
 mod fault;
 mod greet;
 mod hub;
+#[cfg(feature = "vm-memory")]
+mod iova_memory;
 mod link;
 mod message;
 mod path;
@@ -30,6 +32,8 @@ pub use drain::DrainReport;
 pub use fault::{AccessFault, FaultClass, FaultReason, FaultRecord};
 pub use greet::MAX_CONNECTIONS_PER_ENDPOINT;
 pub use hub::{Counters, DeviceEvent, Hub, HubConfig, StuckPolicy};
+#[cfg(feature = "vm-memory")]
+pub use iova_memory::IovaMemory;
 pub use pieces::{Piece, Pieces};
 pub use pin::{Pin, PinsFull};
 pub use reader::{Guard, Reader, Refused};

@@ -5,6 +5,7 @@
 mod support;
 
 mod faults;
+mod iova_memory;
 mod lifecycle;
 mod sections;
 mod translation;
