@@ -1,1 +1,86 @@
-fn main() {}
+//! `vhost-user-iommu`: see `--help`, and the library for how it works.
+
+use std::error::Error;
+use std::fs;
+use std::process::ExitCode;
+
+use viommu::cli::{self, Invocation, ViotRequest};
+use viommu::config::{Arch, Config, INPUT_BITS, Socket, StuckDevice};
+use viommu::daemon::{Daemon, FrontEnds};
+use viommu::iommu::Iommu;
+use viommu::viot;
+use viommu_backend::{DevicePlace, SoftwareConfig, SoftwareIommu};
+use viommu_iotlb::{Arch as Tables, HubConfig, StuckPolicy};
+
+/// What a start that fails says.
+type Failure = Box<dyn Error>;
+
+fn main() -> ExitCode {
+    let done = match cli::parse(std::env::args_os()) {
+        Err(usage) => usage.exit(),
+        Ok(Invocation::PrintCapabilities) => {
+            println!("{}", cli::capabilities());
+            Ok(())
+        }
+        Ok(Invocation::Viot(request)) => write_viot(&request),
+        Ok(Invocation::Serve(config)) => serve(*config),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vhost-user-iommu: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The ACPI table, into its file.
+fn write_viot(request: &ViotRequest) -> Result<(), Failure> {
+    let table = viot::table(request.iommu, &request.endpoints)?;
+    fs::write(&request.output, table)
+        .map_err(|error| format!("cannot write {}: {error}", request.output.display()).into())
+}
+
+/// The daemon's life: log, listen, make the tables, serve.
+///
+/// A descriptor that was handed over is taken before anything else opens one.
+fn serve(config: Config) -> Result<(), Failure> {
+    env_logger::Builder::new().filter_level(config.log_level).init();
+    let front_ends = match &config.socket {
+        Socket::Path(path) => FrontEnds::at_path(path)?,
+        Socket::Fd(raw) => FrontEnds::from_fd(*raw)?,
+    };
+    let host = tables(&config)?;
+    let count = config.endpoints.len();
+    let specs = config.endpoints.into_iter().map(|endpoint| endpoint.spec).collect();
+    let iommu = Iommu::new(config.settings, specs)?;
+    let mut daemon = Daemon::new(front_ends, iommu, host)?;
+    log::info!("serving {count} endpoints, waiting for a front-end");
+    Ok(daemon.run()?)
+}
+
+/// The software IOMMU with its endpoints, and the sockets of their device processes.
+fn tables(config: &Config) -> Result<SoftwareIommu, Failure> {
+    let Arch::Vtd = config.arch;
+    let hub = HubConfig {
+        arch: Tables::Vtd,
+        table_bytes: config.table_bytes,
+        stuck: config.stuck_after,
+        policy: match config.stuck_device {
+            StuckDevice::Kill => StuckPolicy::Kill,
+            StuckDevice::Disconnect => StuckPolicy::Disconnect,
+        },
+        ..HubConfig::default()
+    };
+    // As few levels as the guest's IOVAs need.
+    let last = config.settings.input.last().raw();
+    let [.., widest] = INPUT_BITS;
+    let input_bits = INPUT_BITS.into_iter().find(|bits| last >> bits == 0).unwrap_or(widest);
+    let page_size_mask = config.settings.page_size_mask;
+    let mut host = SoftwareIommu::new(SoftwareConfig { input_bits, page_size_mask, hub })?;
+    for endpoint in &config.endpoints {
+        let socket = endpoint.socket.clone();
+        host.add_endpoint(&DevicePlace { endpoint: endpoint.spec.id, pasid_bits: 0, socket })?;
+    }
+    Ok(host)
+}

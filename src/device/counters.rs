@@ -1,7 +1,6 @@
 //! What the device did, for one line at the end.
 
 use std::fmt;
-use std::time::Duration;
 
 use crate::protocol::{RequestKind, Status};
 
@@ -35,10 +34,6 @@ pub struct Counters {
     pub faults: u64,
     /// Faults that found no room among those waiting, or ended with a reset.
     pub faults_dropped: u64,
-    /// Waits for device processes before an answer.
-    pub drains: u64,
-    /// The longest of them.
-    pub longest_drain: Duration,
 }
 
 impl Counters {
@@ -50,12 +45,6 @@ impl Counters {
         if let Some(count) = self.statuses.get_mut(usize::from(status.raw())) {
             *count += 1;
         }
-    }
-
-    /// Counts a wait for device processes.
-    pub fn drain(&mut self, took: Duration) {
-        self.drains += 1;
-        self.longest_drain = self.longest_drain.max(took);
     }
 
     /// Requests of one kind.
@@ -82,7 +71,7 @@ const fn place(kind: RequestKind) -> usize {
     }
 }
 
-/// `counters: requests=7 attach=1 ... longest_drain_us=12`, statuses other than OK only where one was
+/// `counters: requests=7 attach=1 ... broken_rings=0`, statuses other than OK only where one was
 /// given.
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -96,8 +85,7 @@ impl fmt::Display for Counters {
             }
         }
         write!(f, " faults={} faults_dropped={}", self.faults, self.faults_dropped)?;
-        write!(f, " broken_rings={} drains={}", self.broken_rings, self.drains)?;
-        write!(f, " longest_drain_us={}", self.longest_drain.as_micros())
+        write!(f, " broken_rings={}", self.broken_rings)
     }
 }
 
@@ -111,12 +99,10 @@ mod tests {
         counters.request(RequestKind::Map, Status::OK);
         counters.request(RequestKind::Map, Status::INVAL);
         counters.request(RequestKind::Probe, Status::OK);
-        counters.drain(Duration::from_micros(9));
-        counters.drain(Duration::from_micros(4));
         assert_eq!(
             counters.to_string(),
             "counters: requests=4 attach=0 detach=0 map=2 unmap=0 probe=1 unknown=1 bad=0 ok=2 inval=1 \
-             faults=2 faults_dropped=0 broken_rings=0 drains=2 longest_drain_us=9"
+             faults=2 faults_dropped=0 broken_rings=0"
         );
     }
 }

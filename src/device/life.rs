@@ -81,6 +81,7 @@ impl<H: HostIommu> Device<H> {
         self.ram = ram;
         self.request_ring.place(&self.ram);
         self.event_ring.place(&self.ram);
+        self.host.withdraw_all();
         self.host.sync();
         self.start_ready();
     }
@@ -105,7 +106,7 @@ impl<H: HostIommu> Device<H> {
         self.event_ring.reset();
         self.forget_driver();
         self.iommu.reset(&mut self.host);
-        self.host.sync();
+        self.settle_host();
         log::info!("device reset");
     }
 
@@ -117,7 +118,7 @@ impl<H: HostIommu> Device<H> {
         self.ram = GuestRam::default();
         self.negotiated = Negotiated::default();
         self.iommu.front_end_gone(&mut self.host);
-        self.host.sync();
+        self.settle_host();
     }
 
     /// The request ring starts: what for?
@@ -134,7 +135,7 @@ impl<H: HostIommu> Device<H> {
         if before != Life::Idle {
             self.counters.faults_dropped += self.waiting.clear();
             self.iommu.reset(&mut self.host);
-            self.host.sync();
+            self.settle_host();
         }
         log::info!("a driver starts; {}", self.negotiated);
     }
@@ -149,6 +150,12 @@ impl<H: HostIommu> Device<H> {
         let Life::Parked { base, features } = before else { return false };
         let same = self.request_ring.base() == base && self.negotiated.driver == features;
         same && (base != 0 || self.request_ring.was_used(&self.ram))
+    }
+
+    /// After a reset: what was in use is out of use, and who was cut off may come back.
+    fn settle_host(&mut self) {
+        self.host.sync();
+        self.host.readmit();
     }
 
     /// What belonged to the driver, and to nobody after it.

@@ -5,8 +5,6 @@
 //! interrupt. So no UNMAP is answered while somebody still uses what it withdrew, and a guest that
 //! unmaps a hundred pages pays for one wait.
 
-use std::time::Instant;
-
 use viommu_backend::HostIommu;
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryMmap;
@@ -84,9 +82,7 @@ impl Requests {
             true
         });
         if !self.used.is_empty() {
-            let start = Instant::now();
             service.host.sync();
-            service.counters.drain(start.elapsed());
         }
         ring.publish(ram, &self.used)?;
         popped

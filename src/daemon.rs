@@ -1,0 +1,304 @@
+//! The process around the device: one thread, one epoll, one front-end at a time.
+//!
+//! What it watches: the door for the next front-end, the front-end's messages, the kicks of its two
+//! queues, the device processes, and the wish to end. Nothing is waited for but readiness, with one
+//! exception: [`HostIommu::sync`](viommu_backend::HostIommu::sync), which is bounded.
+//!
+//! A second front-end waits at the socket until the first has left; then it finds a new device.
+
+mod door;
+mod signal;
+mod sys;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use viommu_backend::SoftwareIommu;
+use viommu_iotlb::{DeviceEvent, FaultRecord};
+use viommu_pasid::EndpointId;
+
+use crate::device::{
+    Connection, Device, KickTokens, Poll, Progress, Queue, Token, Trigger, Turn, Watched,
+};
+use crate::iommu::{Iommu, StartError};
+use crate::protocol::Event;
+use door::Door;
+use signal::StopRequest;
+
+/// What the epoll reports.
+mod token {
+    use super::Token;
+
+    pub(super) const DOOR: Token = Token(0);
+    pub(super) const FRONT_END: Token = Token(1);
+    pub(super) const REQUEST_KICK: Token = Token(2);
+    pub(super) const EVENT_KICK: Token = Token(3);
+    pub(super) const DEVICES: Token = Token(4);
+    pub(super) const STOP: Token = Token(5);
+}
+
+/// Why the daemon cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The socket for front-ends could not be made.
+    #[error("cannot listen at {}: {source}", path.display())]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The descriptor that was handed over is no socket.
+    #[error("the descriptor for front-ends: {0}")]
+    Handed(#[source] io::Error),
+    /// A host that cannot serve this IOMMU.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The kernel refused something that the loop cannot do without.
+    #[error("event loop: {0}")]
+    Loop(#[from] io::Error),
+}
+
+/// Where front-ends come from, ready to be served.
+#[derive(Debug)]
+pub struct FrontEnds(Door);
+
+impl FrontEnds {
+    /// A socket at `path`. An old socket there is replaced.
+    ///
+    /// # Errors
+    /// [`DaemonError::Listen`].
+    pub fn at_path(path: &Path) -> Result<Self, DaemonError> {
+        Door::at_path(path).map(Self)
+    }
+
+    /// A socket that was left open as descriptor `raw`: a listening one serves for ever, a connected one
+    /// once. To be called before the process opens anything of its own.
+    ///
+    /// # Errors
+    /// [`DaemonError::Handed`].
+    pub fn from_fd(raw: RawFd) -> Result<Self, DaemonError> {
+        sys::take_over(raw).map_err(DaemonError::Handed).and_then(Door::from_fd).map(Self)
+    }
+}
+
+/// The daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    poll: Arc<Poll>,
+    door: Door,
+    device: Arc<Mutex<Device<SoftwareIommu>>>,
+    connection: Option<Connection<SoftwareIommu>>,
+    heard: Vec<DeviceEvent>,
+    turn: Turn,
+    messages_left: bool,
+    deadline: Option<Instant>,
+    _devices: Watched<OwnedFd>,
+    _stop: Watched<StopRequest>,
+}
+
+/// What one wait reported.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ready {
+    front_end: bool,
+    request_kick: bool,
+    event_kick: bool,
+    devices: bool,
+    stop: bool,
+}
+
+impl Ready {
+    fn note(&mut self, token: Token) {
+        match token {
+            token::FRONT_END => self.front_end = true,
+            token::REQUEST_KICK => self.request_kick = true,
+            token::EVENT_KICK => self.event_kick = true,
+            token::DEVICES => self.devices = true,
+            token::STOP => self.stop = true,
+            // The door is looked at in each turn without a front-end.
+            _ => {}
+        }
+    }
+}
+
+impl Daemon {
+    /// A daemon that serves `iommu`, with `host` to make it take effect.
+    ///
+    /// # Errors
+    /// [`DaemonError::Start`], or what the kernel says.
+    pub fn new(
+        front_ends: FrontEnds,
+        iommu: Iommu,
+        host: SoftwareIommu,
+    ) -> Result<Self, DaemonError> {
+        let poll = Poll::new()?;
+        let stop = Watched::new(&poll, StopRequest::new()?, token::STOP, Trigger::Level)?;
+        let devices = host.as_fd().try_clone_to_owned()?;
+        let devices = Watched::new(&poll, devices, token::DEVICES, Trigger::Level)?;
+        let kicks = KickTokens { request: token::REQUEST_KICK, event: token::EVENT_KICK };
+        let device = Device::new(iommu, host, &poll, kicks)?;
+        Ok(Self {
+            poll,
+            door: front_ends.0,
+            device: Arc::new(Mutex::new(device)),
+            connection: None,
+            heard: Vec::new(),
+            turn: Turn::Done,
+            messages_left: false,
+            deadline: None,
+            _devices: devices,
+            _stop: stop,
+        })
+    }
+
+    /// Serves until SIGTERM or SIGINT, or until a connection that was handed over has ended.
+    ///
+    /// # Errors
+    /// [`DaemonError::Loop`].
+    pub fn run(&mut self) -> Result<(), DaemonError> {
+        while !(self.connection.is_none() && self.door.is_used_up()) {
+            let ready = self.wait()?;
+            if ready.stop {
+                log::info!("asked to end");
+                break;
+            }
+            if ready.devices {
+                self.hear_devices();
+            }
+            self.take_kicks(ready);
+            self.serve_front_end(ready)?;
+            let turn = self.device().serve();
+            self.turn = self.turn.and(turn);
+        }
+        self.log_counters();
+        Ok(())
+    }
+
+    /// Waits until something is to do.
+    fn wait(&mut self) -> Result<Ready, DaemonError> {
+        if self.connection.is_none() {
+            self.door.open(&self.poll, token::DOOR)?;
+        }
+        let timeout = match (std::mem::replace(&mut self.turn, Turn::Done), self.deadline) {
+            (Turn::Again, _) => Some(Duration::ZERO),
+            (Turn::Done, at) => at.map(|at| at.saturating_duration_since(Instant::now())),
+        };
+        let mut ready = Ready::default();
+        self.poll.wait(timeout, |token| ready.note(token))?;
+        Ok(ready)
+    }
+
+    fn take_kicks(&self, ready: Ready) {
+        if ready.request_kick {
+            self.device().kicked(Queue::Request);
+        }
+        if ready.event_kick {
+            self.device().kicked(Queue::Event);
+        }
+    }
+
+    /// Lets a front-end in, or serves the one that is there.
+    fn serve_front_end(&mut self, ready: Ready) -> Result<(), DaemonError> {
+        if self.connection.is_none() {
+            let Some(stream) = self.door.enter()? else { return Ok(()) };
+            let connection = Connection::new(stream, &self.device, &self.poll, token::FRONT_END)?;
+            self.connection = Some(connection);
+            log::info!("a front-end has connected");
+        } else if !(ready.front_end || self.messages_left || self.is_late()) {
+            return Ok(());
+        }
+        self.serve_messages();
+        Ok(())
+    }
+
+    /// The front-end's messages, as far as they have come.
+    fn serve_messages(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        self.deadline = None;
+        self.messages_left = false;
+        match connection.serve() {
+            Progress::Idle => {}
+            Progress::More => {
+                self.messages_left = true;
+                self.turn = Turn::Again;
+            }
+            Progress::Until(deadline) => self.deadline = Some(deadline),
+            Progress::Gone(why) => self.part(why),
+        }
+    }
+
+    /// The front-end has left, or is dropped for a reason.
+    fn part(&mut self, why: Option<String>) {
+        self.connection = None;
+        self.device().front_end_gone();
+        match why {
+            None => log::info!("the front-end has left"),
+            Some(why) => log::warn!("the front-end is dropped: {why}"),
+        }
+        self.log_counters();
+    }
+
+    /// The rest of a message is overdue.
+    fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|at| at <= Instant::now())
+    }
+
+    /// What the device processes say. Those that wait for an answer get it from the wait for all of them,
+    /// after what they said has taken effect.
+    fn hear_devices(&mut self) {
+        let mut heard = std::mem::take(&mut self.heard);
+        let mut device = self.device();
+        device.host().dispatch(&mut |event| heard.push(event));
+        for event in heard.drain(..) {
+            react(&mut device, event);
+        }
+        drop(device);
+        self.heard = heard;
+    }
+
+    fn log_counters(&self) {
+        let mut device = self.device();
+        let hub = device.host().hub().counters();
+        log::info!(
+            "{} drains={} waits={} longest_drain_us={} devices={} killed={} cut_off={}",
+            device.counters(),
+            hub.drains,
+            hub.waits,
+            hub.longest_drain.as_micros(),
+            hub.connects,
+            hub.killed,
+            hub.cut_off,
+        );
+    }
+
+    /// The device. Only this thread uses it, and none of its calls is left half-way.
+    fn device(&self) -> MutexGuard<'_, Device<SoftwareIommu>> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One thing that a device process said.
+fn react(device: &mut Device<SoftwareIommu>, event: DeviceEvent) {
+    match event {
+        DeviceEvent::Connected { endpoint } => log::info!("device process of {endpoint} connected"),
+        DeviceEvent::Disconnected { endpoint } => log::info!("device process of {endpoint} left"),
+        DeviceEvent::FunctionReset { endpoint } => {
+            log::info!("function {endpoint} was reset");
+            device.function_reset(endpoint);
+        }
+        DeviceEvent::FunctionStarted { endpoint } => device.function_started(endpoint),
+        DeviceEvent::Fault { endpoint, record } => report(device, endpoint, &record),
+    }
+}
+
+/// A fault on its way to the guest. Why the access was refused is the state machine's to say: the record
+/// is only a device process's claim.
+fn report(device: &mut Device<SoftwareIommu>, endpoint: EndpointId, record: &FaultRecord) {
+    log::debug!("fault of {endpoint}: {record:?}");
+    let Some(reason) = device.iommu().fault_reason(endpoint) else { return };
+    let (access, address) = (record.access, Some(record.iova));
+    device.fault(Event { reason, access, endpoint, address });
+}
