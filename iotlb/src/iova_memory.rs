@@ -6,19 +6,18 @@ use std::iter::FusedIterator;
 
 use viommu_pasid::Pasid;
 use viommu_pgtable::{Access, Iova};
-use vm_memory::bitmap::BS;
-use vm_memory::guest_memory::{
-    Error, GuestMemoryBackendSliceIterator, GuestMemorySliceIterator, Result,
-};
-use vm_memory::{
-    GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions, VolatileSlice,
-};
+use vm_memory::bitmap::{BS, BitmapSlice};
+use vm_memory::guest_memory::{Error, GuestMemorySliceIterator, Result};
+use vm_memory::{GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use crate::fault::AccessFault;
-use crate::pieces::Pieces;
+use crate::pieces::{Piece, Pieces};
 use crate::reader::Guard;
 
 /// Guest memory `M`, addressed by the IOVAs of one PASID (or untagged), as long as a guard is open.
+///
+/// `M` is asked with the permissions of the access, so that memory which the VMM gives read-only can
+/// refuse writes that a mapping allows.
 ///
 /// virtio-queue's `Queue`, `DescriptorChain`, `Reader` and `Writer` work on it unchanged. An access that
 /// is refused is an [`Error::IOError`] with the [`AccessFault`] inside; the daemon is told, and
@@ -31,7 +30,7 @@ pub struct IovaMemory<'g, M> {
     fault: Cell<Option<AccessFault>>,
 }
 
-impl<'g, M: GuestMemoryBackend> IovaMemory<'g, M> {
+impl<'g, M: GuestMemory> IovaMemory<'g, M> {
     /// The memory that `pasid` (or untagged traffic) sees, backed by guest memory `memory`.
     #[must_use]
     pub const fn new(guard: &'g Guard<'g>, pasid: Option<Pasid>, memory: &'g M) -> Self {
@@ -63,17 +62,15 @@ impl<'g, M: GuestMemoryBackend> IovaMemory<'g, M> {
     }
 }
 
-impl<M: GuestMemoryBackend> GuestMemory for IovaMemory<'_, M> {
-    type PhysicalMemory = M;
-    type Bitmap = <M::R as GuestMemoryRegion>::B;
+impl<M: GuestMemory> GuestMemory for IovaMemory<'_, M> {
+    type PhysicalMemory = M::PhysicalMemory;
+    type Bitmap = M::Bitmap;
 
     /// A question, not an access: nothing is reported.
     fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
         self.translate(addr, count, access).all(|piece| {
-            piece.is_ok_and(|piece| {
-                let len = usize::try_from(piece.len);
-                len.is_ok_and(|len| self.memory.check_range(GuestAddress(piece.gpa.raw()), len))
-            })
+            let Ok(Ok((gpa, len))) = piece.map(|piece| in_memory(&piece)) else { return false };
+            self.memory.check_range(gpa, len, access)
         })
     }
 
@@ -83,46 +80,75 @@ impl<M: GuestMemoryBackend> GuestMemory for IovaMemory<'_, M> {
         count: usize,
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>> {
-        Ok(Slices { memory: self, pieces: self.translate(addr, count, access), piece: None })
+        let pieces = self.translate(addr, count, access);
+        let open = move |piece| match piece {
+            Ok(piece) => {
+                let (gpa, len) = in_memory(&piece)?;
+                self.memory.get_slices(gpa, len, access)
+            }
+            Err(fault) => Err(self.refuse(fault)),
+        };
+        Ok(Slices { pieces, open, piece: None, ended: false })
     }
 }
 
-/// The slices of an access: those of each piece in turn, which may lie in several regions of `M`.
-#[derive(Debug)]
-struct Slices<'a, M: GuestMemoryBackend> {
-    memory: &'a IovaMemory<'a, M>,
-    pieces: Pieces<'a>,
-    piece: Option<GuestMemoryBackendSliceIterator<'a, M>>,
+/// A piece in guest memory's own terms.
+fn in_memory(piece: &Piece<'_>) -> Result<(GuestAddress, usize)> {
+    let len = usize::try_from(piece.len).map_err(|_| Error::GuestAddressOverflow)?;
+    Ok((GuestAddress(piece.gpa.raw()), len))
 }
 
-impl<'a, M: GuestMemoryBackend> Iterator for Slices<'a, M> {
-    type Item = Result<VolatileSlice<'a, BS<'a, <M::R as GuestMemoryRegion>::B>>>;
+/// The slices of an access: those of each piece in turn, which may lie in several regions of guest
+/// memory. An error ends it.
+struct Slices<P, F, I> {
+    pieces: P,
+    open: F,
+    piece: Option<I>,
+    ended: bool,
+}
+
+impl<'a, B, P, F, I> Iterator for Slices<P, F, I>
+where
+    B: BitmapSlice,
+    P: Iterator,
+    F: FnMut(P::Item) -> Result<I>,
+    I: Iterator<Item = Result<VolatileSlice<'a, B>>>,
+{
+    type Item = Result<VolatileSlice<'a, B>>;
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
+        while !self.ended {
             if let Some(slice) = self.piece.as_mut().and_then(Iterator::next) {
-                if slice.is_err() {
-                    self.pieces.end();
-                }
+                self.ended = slice.is_err();
                 return Some(slice);
             }
-            let piece = match self.pieces.next()? {
-                Ok(piece) => piece,
-                Err(fault) => return Some(Err(self.memory.refuse(fault))),
-            };
-            let Ok(len) = usize::try_from(piece.len) else {
-                self.pieces.end();
-                return Some(Err(Error::GuestAddressOverflow));
-            };
-            self.piece = Some(self.memory.memory.get_slices(GuestAddress(piece.gpa.raw()), len));
+            match (self.open)(self.pieces.next()?) {
+                Ok(piece) => self.piece = Some(piece),
+                Err(error) => {
+                    self.ended = true;
+                    return Some(Err(error));
+                }
+            }
         }
+        None
     }
 }
 
-impl<M: GuestMemoryBackend> FusedIterator for Slices<'_, M> {}
+impl<'a, B, P, F, I> FusedIterator for Slices<P, F, I>
+where
+    B: BitmapSlice,
+    P: FusedIterator,
+    F: FnMut(P::Item) -> Result<I>,
+    I: Iterator<Item = Result<VolatileSlice<'a, B>>>,
+{
+}
 
-impl<'a, M: GuestMemoryBackend> GuestMemorySliceIterator<'a, BS<'a, <M::R as GuestMemoryRegion>::B>>
-    for Slices<'a, M>
+impl<'a, B, P, F, I> GuestMemorySliceIterator<'a, B> for Slices<P, F, I>
+where
+    B: BitmapSlice,
+    P: FusedIterator,
+    F: FnMut(P::Item) -> Result<I>,
+    I: Iterator<Item = Result<VolatileSlice<'a, B>>>,
 {
 }

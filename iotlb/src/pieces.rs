@@ -48,12 +48,6 @@ impl<'g> Pieces<'g> {
         Self { reader, pasid, access, iova, left: len, ahead, guard: PhantomData }
     }
 
-    /// Ends the iteration.
-    #[cfg(feature = "vm-memory")]
-    pub(crate) const fn end(&mut self) {
-        self.left = 0;
-    }
-
     /// Ends the iteration with a fault at the address that comes next.
     #[cold]
     fn fault(&mut self, reason: FaultReason) -> AccessFault {
