@@ -17,6 +17,9 @@ use super::wait_until;
 /// After this a daemon is killed, and with it whatever waits for it.
 const WATCHDOG: Duration = Duration::from_secs(60);
 
+/// What a daemon logs unless a test says otherwise.
+const DEBUG: [&str; 2] = ["--log-level", "debug"];
+
 /// The binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_vhost-user-iommu");
 
@@ -48,7 +51,7 @@ impl Daemon {
         let child = Command::new(BINARY)
             .arg("--socket-path")
             .arg(folder.path().join("vu"))
-            .args(["--log-level", "debug"])
+            .args(if options.contains(&"--log-level") { &[][..] } else { &DEBUG })
             .args(options)
             .stdin(Stdio::null())
             .stderr(log)
