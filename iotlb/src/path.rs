@@ -54,7 +54,11 @@ fn find_vtd(
     pasid: Option<Pasid>,
 ) -> Result<Path, FaultReason> {
     let entry = vtd::lookup(view, root, bdf, pasid).map_err(|fault| match fault.kind {
-        LookupFaultKind::NoMemory | LookupFaultKind::EntryMalformed => FaultReason::Malformed,
+        LookupFaultKind::NoMemory
+        | LookupFaultKind::RootMalformed
+        | LookupFaultKind::ContextMalformed
+        | LookupFaultKind::DirectoryMalformed
+        | LookupFaultKind::EntryMalformed => FaultReason::Malformed,
         LookupFaultKind::RootNotPresent
         | LookupFaultKind::ContextNotPresent
         | LookupFaultKind::PasidNotEnabled

@@ -2,6 +2,7 @@
 
 use viommu_iotlb::{AccessFault, FaultReason, Guard, HubConfig};
 use viommu_pasid::Pasid;
+use viommu_pasid::vtd::Translation;
 use viommu_pgtable::{Access, FaultKind, Iova};
 
 use crate::support::{Daemon, PATIENCE, World};
@@ -109,7 +110,7 @@ fn each_pasid_goes_its_own_way_and_one_without_faults() {
     let (seven, eight) = (Pasid::new(7), Pasid::new(8));
     let daemon = with_world(move |world| {
         world.map(0x1000, 0x1000, 0x10_0000, Access::RW);
-        world.pass_through(seven);
+        world.set(seven, Some(Translation::PassThrough));
     });
     let device = daemon.connect();
     assert_eq!(device.pasid_bits(), 20);
@@ -125,7 +126,7 @@ fn each_pasid_goes_its_own_way_and_one_without_faults() {
 
 #[test]
 fn passed_through_accesses_end_where_the_tables_begin_and_at_the_last_address() {
-    let daemon = with_world(|world| world.pass_through(None));
+    let daemon = with_world(|world| world.set(None, Some(Translation::PassThrough)));
     let device = daemon.connect();
     let reader = device.reader().unwrap();
     let guard = reader.enter().unwrap();
@@ -154,7 +155,7 @@ fn a_new_translation_is_found_without_a_drain_and_a_withdrawn_one_is_gone_after_
     });
     assert!(read(0x1000).1.is_some());
     daemon.run(|world| {
-        world.detach(None);
+        world.set(None, None);
         world.hub.drain()
     });
     assert_eq!(read(0x2000).1.unwrap().reason, FaultReason::NotAttached);

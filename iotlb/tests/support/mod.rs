@@ -44,28 +44,23 @@ impl World {
         world
     }
 
-    fn set(&mut self, pasid: Option<Pasid>, translation: Translation) {
-        let entry = PasidEntry { domain_tag: 1, translation };
-        let index = pasid.map_or(0, Pasid::raw);
-        self.pasids.set(self.hub.region_mut(), index, &entry).unwrap();
+    /// Sends the accesses of `pasid` somewhere, or nowhere.
+    pub(crate) fn set(&mut self, pasid: Option<Pasid>, translation: Option<Translation>) {
+        let (store, index) = (self.hub.region_mut(), pasid.map_or(0, Pasid::raw));
+        match translation {
+            None => self.pasids.clear(store, index),
+            Some(translation) => {
+                let entry = PasidEntry { domain_tag: 1, translation };
+                self.pasids.set(store, index, &entry).unwrap();
+            }
+        }
         self.hub.withdraw(Withdrawn::Requester(Requester { endpoint: ENDPOINT, pasid }));
     }
 
     /// Sends the accesses of `pasid` through the domain.
     pub(crate) fn attach(&mut self, pasid: Option<Pasid>) {
         let root = self.table.root();
-        self.set(pasid, Translation::SecondLevel { root, width: AddressWidth::Bits48 });
-    }
-
-    /// Lets the accesses of `pasid` pass.
-    pub(crate) fn pass_through(&mut self, pasid: Option<Pasid>) {
-        self.set(pasid, Translation::PassThrough);
-    }
-
-    /// Blocks the accesses of `pasid`.
-    pub(crate) fn detach(&mut self, pasid: Option<Pasid>) {
-        self.pasids.clear(self.hub.region_mut(), pasid.map_or(0, Pasid::raw));
-        self.hub.withdraw(Withdrawn::Requester(Requester { endpoint: ENDPOINT, pasid }));
+        self.set(pasid, Some(Translation::SecondLevel { root, width: AddressWidth::Bits48 }));
     }
 
     pub(crate) fn map(&mut self, iova: u64, bytes: u64, oa: u64, access: Access) {

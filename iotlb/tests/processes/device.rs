@@ -1,0 +1,59 @@
+//! The device process: each role does one thing and then waits to be told to end, or killed.
+
+use std::io::{BufRead, Write};
+use std::path::Path;
+
+use viommu_iotlb::{Device, Guard};
+use viommu_pgtable::{Access, Iova, IovaRange};
+
+use crate::hostile;
+
+/// Does what `role` says; ends when standard input does.
+pub(crate) fn run(role: &str, socket: &Path) {
+    match role {
+        "holds-guard" => hold(socket, |guard| {
+            assert!(read(guard, 0x1000));
+        }),
+        "holds-pin" => {
+            let device = Device::connect(socket).unwrap();
+            let reader = device.reader().unwrap();
+            let range = IovaRange::with_len(Iova::new(0x1000), 0x1000).unwrap();
+            let pin = reader.enter().unwrap().pin(None, range).unwrap();
+            say("ready");
+            wait_for_end();
+            drop(pin);
+        }
+        "forges-slots" => hostile::forge_slots(socket),
+        "forges-rings" => hostile::forge_rings(socket),
+        "writes-tables" => hostile::write_tables(socket),
+        "blocks-doorbell" => hostile::block_doorbell(socket),
+        "reads-marks" => crate::tests::read_marks(socket),
+        other => panic!("no role {other}"),
+    }
+}
+
+fn hold(socket: &Path, inside: impl FnOnce(&Guard<'_>)) {
+    let device = Device::connect(socket).unwrap();
+    let reader = device.reader().unwrap();
+    let guard = reader.enter().unwrap();
+    inside(&guard);
+    say("ready");
+    wait_for_end();
+}
+
+/// True if the page at `iova` may be read.
+pub(crate) fn read(guard: &Guard<'_>, iova: u64) -> bool {
+    guard.translate(None, Iova::new(iova), 8, Access::READ).all(|piece| piece.is_ok())
+}
+
+/// Tells the parent.
+pub(crate) fn say(line: &str) {
+    println!("{line}");
+    std::io::stdout().flush().unwrap();
+}
+
+/// Returns when the parent closes our standard input.
+pub(crate) fn wait_for_end() {
+    let mut line = String::new();
+    while std::io::stdin().lock().read_line(&mut line).unwrap() != 0 {}
+}

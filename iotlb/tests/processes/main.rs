@@ -1,0 +1,59 @@
+//! A daemon and device processes, honest, stuck, killed and hostile.
+//!
+//! The program starts itself again as the device: `processes device ROLE SOCKET`.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod device;
+mod hostile;
+mod tests;
+
+use std::time::Instant;
+
+/// A test, by its claim.
+type Test = (&'static str, fn());
+
+const TESTS: &[Test] = &[
+    ("a_process_killed_inside_a_section_delays_nobody", tests::killed_inside_a_section),
+    ("a_process_killed_during_a_drain_ends_the_wait_at_once", tests::killed_during_a_drain),
+    ("a_stuck_process_is_killed_at_the_bound_and_gone_after_it", tests::stuck_and_killed),
+    ("a_killed_process_may_be_replaced_at_once", tests::replaced_after_kill),
+    ("a_forgotten_pin_counts_as_stuck", tests::pinned_and_killed),
+    ("forged_slots_delay_one_drain_up_to_the_bound_and_no_other", tests::forged_slots),
+    ("forged_rings_and_floods_cost_bounded_work", tests::forged_rings),
+    ("a_device_cannot_write_tables_by_any_way", tests::tables_are_read_only),
+    ("a_doorbell_made_blocking_does_not_block_the_daemon", tests::blocking_doorbell),
+    ("no_process_ever_sees_a_page_after_its_unmap_was_drained", tests::no_stale_access),
+];
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [device, role, socket] = arguments.as_slice()
+        && device == "device"
+    {
+        return device::run(role, socket.as_ref());
+    }
+    if arguments.iter().any(|argument| argument == "--list") {
+        return TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
+    }
+    let filter = arguments.iter().find(|argument| !argument.starts_with("--"));
+    let chosen =
+        TESTS.iter().filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter.as_str())));
+    let mut failed = 0;
+    for (name, test) in chosen {
+        let start = Instant::now();
+        let passed = std::panic::catch_unwind(test).is_ok();
+        println!(
+            "test {name} ... {} ({:.2?})",
+            if passed { "ok" } else { "FAILED" },
+            start.elapsed()
+        );
+        failed += u8::from(!passed);
+    }
+    if failed > 0 {
+        eprintln!("{failed} failed");
+        std::process::exit(1);
+    }
+}
