@@ -49,8 +49,40 @@ option() { sed -n "s/.*\bviommu\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
 # forget what is cached of the disks, so that the next read comes from the device
 drop_caches() { sync; echo 3 >/proc/sys/vm/drop_caches; }
 
-# the PCI function behind a block device
-function_of() { basename "$(readlink -f /sys/block/"$1"/device/..)"; }
+# disk_at ADDRESS: the block device of a PCI function
+disk_at() {
+	for block in /sys/block/*; do
+		case $(readlink -f "$block") in */0000:$1/*) echo "/dev/${block##*/}" && return ;; esac
+	done
+	return 1
+}
+
+# group_at ADDRESS: number and type of a PCI function's group
+group_at() {
+	group=$(readlink -f "/sys/bus/pci/devices/0000:$1/iommu_group")
+	echo "${group##*/} $(cat "$group/type")"
+}
+
+# the devices of our own, by the addresses that the host gives them
+disk_function=00:03.0
+engine_function=00:04.0
+
+# hands the DMA engine to VFIO and runs the user-space driver; its checks go to the host
+user_space_driver() {
+	echo vfio-pci >/sys/bus/pci/devices/0000:$engine_function/driver_override
+	echo 0000:$engine_function >/sys/bus/pci/drivers_probe
+	group=$(group_at $engine_function)
+	group=${group%% *}
+	within 10 test -c "/dev/vfio/$group" || fail bound "no /dev/vfio/$group"
+	vfio-dma "$group" 0000:$engine_function >&3 || fail vfio-dma "ended with $?"
+}
+
+# the faults that the kernel was told of
+tell_faults() {
+	dmesg | grep 'virtio_iommu.* fault from' | sed 's/^[^]]*] //' | while read -r fault; do
+		fact fault "$fault"
+	done
+}
 
 # load: the modules in their order, minus those that the scenario loads itself
 load() {
@@ -62,6 +94,9 @@ load() {
 	done
 }
 
+# a scenario may have a reason for another way
+power_off() { poweroff -f; }
+
 scenario=$(option scenario)
 say "fact kernel: $(uname -r)"
 load
@@ -70,4 +105,4 @@ dmesg >/tmp/dmesg
 echo "the guest's own log:"
 cat /tmp/dmesg
 say end
-poweroff -f
+power_off

@@ -1,6 +1,5 @@
 //! What stands around a guest in a scenario: the daemon, the devices, the guest itself.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use super::counters::Counters;
 use super::tools::Tools;
 use crate::command;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image;
 use crate::vm::machine::{Function, Guest, Machine, QMP_SOCKET};
 use crate::vm::process::{Deadline, Process};
@@ -44,11 +43,25 @@ pub(crate) struct Set {
     pub(crate) disk_mib: Option<u64>,
     /// A vfio-user DMA engine behind the IOMMU.
     pub(crate) engine: bool,
-    /// QEMU's own devices behind the IOMMU: PCI address and arguments.
-    pub(crate) own: &'static [(&'static str, &'static [&'static str])],
+    /// QEMU's own disks behind the IOMMU.
+    pub(crate) own: &'static [OwnDisk],
     /// Whether the guest may start anew.
     pub(crate) reboots: bool,
 }
+
+/// A disk that QEMU itself emulates.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OwnDisk {
+    /// Its PCI address.
+    pub(crate) at: &'static str,
+    /// Its image, in the run's folder.
+    pub(crate) image: &'static str,
+    /// QEMU's arguments for it.
+    pub(crate) arguments: &'static [&'static str],
+}
+
+/// The size of such a disk.
+const OWN_DISK_MIB: u64 = 64;
 
 /// A guest, the IOMMU and nothing behind it.
 pub(crate) const BARE: Set =
@@ -98,6 +111,9 @@ impl Stage {
             }
             None => None,
         };
+        for disk in set.own {
+            image::make(&dir.join(disk.image), DISK_SEED, OWN_DISK_MIB << 20)?;
+        }
         let engine = if set.engine { Some(start_engine(set, tools, dir)?) } else { None };
         let machine = machine(scenario, set, tools, viot);
         let guest = machine.boot(&tools.emulator, dir)?;
@@ -140,17 +156,12 @@ impl Stage {
 
     /// The image behind the disk.
     pub(crate) fn image(&self) -> PathBuf {
-        self.dir.join(DISK_IMAGE)
+        self.file(DISK_IMAGE)
     }
 
-    /// The guest's own log, kernel messages included.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    pub(crate) fn console(&self) -> Result<String> {
-        let path = self.dir.join("guest.log");
-        let bytes = fs::read(&path).map_err(Error::file("read", &path))?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    /// A file of the run.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
     }
 
     /// A connection to QEMU's monitor.
@@ -164,7 +175,7 @@ impl Stage {
 
 /// The daemon's and the ACPI table's endpoints: PCI address, and the socket for its device.
 fn endpoints(set: &Set) -> Vec<(String, Option<&'static str>)> {
-    let mut all: Vec<_> = set.own.iter().map(|(at, _)| ((*at).to_owned(), None)).collect();
+    let mut all: Vec<_> = set.own.iter().map(|disk| (disk.at.to_owned(), None)).collect();
     if set.disk_mib.is_some() {
         all.push((format!("00:{DISK_SLOT:02x}.0"), Some(DISK_IOTLB)));
     }
@@ -233,7 +244,7 @@ fn machine<'a>(scenario: &str, set: &Set, tools: &'a Tools, viot: Option<PathBuf
     if set.iommu {
         functions.push(Function::Iommu { slot: IOMMU_SLOT, socket: IOMMU_SOCKET });
     }
-    functions.extend(set.own.iter().map(|(_, arguments)| Function::Own(arguments)));
+    functions.extend(set.own.iter().map(|disk| Function::Own(disk.arguments)));
     let mut append = format!("viommu.scenario={scenario} {}", set.append);
     if let Some(mib) = set.disk_mib {
         functions.push(Function::VfioUser { slot: DISK_SLOT, socket: DISK_SOCKET });

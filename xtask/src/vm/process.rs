@@ -136,24 +136,6 @@ impl Process {
         Ok(())
     }
 
-    /// Waits until a line with `word` stands in the log.
-    ///
-    /// # Errors
-    /// The process ended, or the line did not come in time.
-    pub(crate) fn until_log(&mut self, word: &str, deadline: Deadline) -> Result<String> {
-        loop {
-            let text = self.log_text();
-            if let Some(line) = text.lines().find(|line| line.contains(word)) {
-                return Ok(line.to_owned());
-            }
-            self.running()?;
-            if deadline.left().is_zero() {
-                return Err(deadline.missed(format!("{word:?} in the log of {}", self.name)));
-            }
-            std::thread::sleep(LOOK_AGAIN);
-        }
-    }
-
     /// Waits for the process to end by itself.
     ///
     /// # Errors

@@ -11,17 +11,18 @@ use crate::container::Container;
 use crate::sys;
 
 /// Registers in BAR 0.
-const SOURCE: u64 = 0x00;
-const DESTINATION: u64 = 0x08;
-const LENGTH: u64 = 0x10;
-const COMMAND: u64 = 0x18;
-const STATUS: u64 = 0x1c;
-const FAULT_ADDRESS: u64 = 0x20;
-const FAULT_INFO: u64 = 0x28;
+const SOURCE: u64 = 0x08;
+const DESTINATION: u64 = 0x10;
+const LENGTH: u64 = 0x18;
+const COMMAND: u64 = 0x20;
+const STATUS: u64 = 0x24;
+const FAULT_ADDRESS: u64 = 0x28;
+const FAULT_INFO: u64 = 0x30;
 
-const START: u32 = 1;
-const STATUS_DONE: u32 = 1;
-const STATUS_FAULT: u32 = 2;
+/// A command, and bits of the status.
+const COPY: u32 = 1;
+const STATUS_DONE: u32 = 1 << 1;
+const STATUS_FAULT: u32 = 1 << 2;
 const FAULT_WAS_WRITE: u32 = 1;
 
 /// VFIO's indexes of regions and interrupt kinds (linux/vfio.h).
@@ -79,7 +80,7 @@ impl Engine {
         self.write_wide(SOURCE, source)?;
         self.write_wide(DESTINATION, destination)?;
         self.write_wide(LENGTH, length)?;
-        self.write(COMMAND, START)?;
+        self.write(COMMAND, COPY)?;
         self.wait()?;
         match self.read(STATUS)? {
             STATUS_DONE => Ok(Ended::Done),

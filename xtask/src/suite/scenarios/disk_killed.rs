@@ -1,0 +1,37 @@
+//! The disk's process dies in the middle of I/O: the IOMMU and the guest go on.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::suite::Scenario;
+use crate::suite::stage::{BARE, Set, Stage};
+
+pub(crate) const SCENARIO: Scenario = Scenario {
+    name: "disk-killed",
+    about: "kill -9 of the disk in the middle of I/O: unmaps do not hang",
+    script: include_str!("../../../../guest/scenarios/disk-killed.sh"),
+    set: Set { disk_mib: Some(256), engine: true, ..BARE },
+    limit: Duration::from_secs(120),
+    play,
+};
+
+/// A drain that waited for the dead process would take this long, the daemon's default bound.
+const STUCK_US: u64 = 1_000_000;
+
+fn play(stage: &mut Stage) -> Result<String> {
+    stage.until_ready("kill")?;
+    let mut disk = stage.disk.take().ok_or_else(|| Error::Wrong("there is no disk".to_owned()))?;
+    disk.kill()?;
+    stage.guest.talk.answer("killed")?;
+    stage.close()?;
+    let counters = stage.counters()?;
+    let talk = &stage.guest.talk;
+    for check in ["reading", "copy", "unmapped", "pairs"] {
+        talk.check(check)?;
+    }
+    let longest = counters.get("longest_drain_us")?;
+    if longest >= STUCK_US {
+        return Err(Error::Wrong(format!("a drain took {longest} us")));
+    }
+    Ok(format!("the guest went on; longest drain {longest} us"))
+}

@@ -1,0 +1,49 @@
+//! The guest starts anew in place: nothing of its first life is left in the IOMMU.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::suite::stage::{BARE, DISK_SEED, Set, Stage};
+use crate::suite::{Scenario, compare};
+
+const DISK_MIB: u64 = 256;
+
+pub(crate) const SCENARIO: Scenario = Scenario {
+    name: "reboot",
+    about: "reboot in place in the middle of disk I/O",
+    script: include_str!("../../../../guest/scenarios/reboot.sh"),
+    set: Set { disk_mib: Some(DISK_MIB), reboots: true, ..BARE },
+    limit: Duration::from_secs(150),
+    play,
+};
+
+fn play(stage: &mut Stage) -> Result<String> {
+    for boot in ["first", "second"] {
+        stage.until_ready("boot")?;
+        stage.guest.talk.answer(boot)?;
+        compare::checksum(&stage.guest_sum(boot)?, &stage.image())?;
+    }
+    stage.close()?;
+    let starts = stage.daemon_log().matches("negotiated").count();
+    if starts != 2 {
+        return Err(Error::Wrong(format!("the driver started {starts} times, not twice")));
+    }
+    // the first eighth was written before the reboot, the second by the second boot
+    let part = (DISK_MIB << 20) / 8;
+    let image = stage.image();
+    compare::content(&image, DISK_SEED + 1, 0..part)?;
+    compare::content(&image, DISK_SEED + 2, part..2 * part)?;
+    compare::content(&image, DISK_SEED, 3 * part..8 * part)?;
+    Ok("the disk was read and written in both lives".to_owned())
+}
+
+impl Stage {
+    /// The checksum that the guest computes while it and the host stand still.
+    fn guest_sum(&mut self, boot: &str) -> Result<String> {
+        let name = format!("{boot}-summed");
+        self.until_ready(&name)?;
+        let sum = self.guest.talk.check(&format!("{boot}-sum"))?.to_owned();
+        self.guest.talk.answer("go")?;
+        Ok(sum)
+    }
+}

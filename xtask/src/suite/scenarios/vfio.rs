@@ -1,0 +1,56 @@
+//! A driver in the guest's user space: what it maps is reached, what it unmapped is not.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::suite::Scenario;
+use crate::suite::stage::{BARE, Set, Stage};
+
+pub(crate) const SCENARIO: Scenario = Scenario {
+    name: "vfio",
+    about: "guest VFIO: mapped copies, then unmapped: blocked and told",
+    script: include_str!("../../../../guest/scenarios/vfio.sh"),
+    set: Set { engine: true, ..BARE },
+    limit: Duration::from_secs(90),
+    play,
+};
+
+/// What `vfio-dma` checks.
+const CHECKS: [&str; 9] = [
+    "open",
+    "copy",
+    "unmapped",
+    "unmapped-source",
+    "straddle",
+    "read-only",
+    "write-only",
+    "moved",
+    "pairs",
+];
+
+/// The blocked accesses of these checks, as the guest's kernel tells them: endpoint 00:04.0 is 32.
+const FAULTS: [&str; 3] = [
+    "page fault from EP 32 at 0xff40000000 [W]",
+    "page fault from EP 32 at 0x10000000 [R]",
+    "page fault from EP 32 at 0xff40002000 [W]",
+];
+
+/// Blocked accesses of all checks.
+const FAULTS_IN_ALL: u64 = 5;
+
+fn play(stage: &mut Stage) -> Result<String> {
+    stage.close()?;
+    let counters = stage.counters()?;
+    let talk = &stage.guest.talk;
+    for check in CHECKS {
+        talk.check(check)?;
+    }
+    let told = talk.facts("fault");
+    for fault in FAULTS {
+        if !told.iter().any(|line| line.ends_with(fault)) {
+            return Err(Error::Wrong(format!("the guest's log has no {fault:?}, but {told:?}")));
+        }
+    }
+    counters.at_least("faults", FAULTS_IN_ALL)?;
+    Ok(format!("{} faults told, {}", told.len(), talk.check("pairs")?))
+}
