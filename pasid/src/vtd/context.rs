@@ -16,6 +16,11 @@ const PDTS_MASK: u64 = 7;
 /// Word 1, bits 19:0: the PASID that untagged requests take.
 const RID_PASID: u64 = (1 << 20) - 1;
 
+/// Word 0, bits 8:5, and word 1, bits 63:21, are reserved, and so are words 2 and 3. The other fields that
+/// we do not write (FPD, DTE, PRE, RID_PRIV) change no translation.
+const WORD0_RESERVED: u64 = 0xf << 5;
+const WORD1_RESERVED: u64 = !((1 << 21) - 1);
+
 /// The smallest PASID directory, entries, log2 (PDTS = 0).
 pub const MIN_DIRECTORY_LG2: u8 = 7;
 /// PASIDs have at most 20 bits.
@@ -69,6 +74,12 @@ impl ContextEntry {
     pub const fn covers(&self, index: u32) -> bool {
         (index >> LEAF_ENTRIES_LG2) >> self.directory_lg2 == 0
     }
+}
+
+/// True if no reserved bit is set in the four words of an entry.
+pub(super) const fn is_clean(words: [u64; 4]) -> bool {
+    let [word0, word1, word2, word3] = words;
+    (word0 & WORD0_RESERVED) | (word1 & WORD1_RESERVED) | word2 | word3 == 0
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! From (function, PASID) to a PASID entry: at most 12 loads, whatever the bytes say.
+//! From (function, PASID) to a PASID entry: at most 14 loads, whatever the bytes say.
 
 use core::fmt;
 
@@ -6,9 +6,14 @@ use viommu_pgtable::{PhysAddr, TableMemory};
 
 use super::entry::PasidEntry;
 use super::table::slot_at;
-use super::{ContextEntry, PRESENT, follow, root};
+use super::{ContextEntry, PRESENT, context, follow, root};
 use crate::Pasid;
 use crate::leaf::{WORDS, entry_at, within};
+
+/// Root entry: bits 11:1 of each pointer.
+const ROOT_RESERVED: u64 = 0xffe;
+/// Directory entry: bits 11:2. Bit 1 (FPD) is about reporting faults.
+const DIRECTORY_RESERVED: u64 = 0xffc;
 
 /// Which structure ended a lookup (VT-d 5.0, 7.1.3: the scalable-mode fault reasons).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,14 +22,20 @@ pub enum LookupFaultKind {
     NoMemory,
     /// The root entry is not present (SRT.2).
     RootNotPresent,
+    /// The root entry is present with reserved bits set (SRT.3).
+    RootMalformed,
     /// The context entry is not present (SCT.2).
     ContextNotPresent,
+    /// The context entry is present with reserved bits set (SCT.3).
+    ContextMalformed,
     /// A tagged request of a function that may send none (SGN.5).
     PasidNotEnabled,
     /// The PASID is wider than the directory (SGN.5 as well).
     PasidTooWide,
     /// The directory entry is not present (SPD.2).
     DirectoryNotPresent,
+    /// The directory entry is present with reserved bits set (SPD.3).
+    DirectoryMalformed,
     /// The PASID entry is not present (SPT.2): nothing is attached.
     EntryNotPresent,
     /// The PASID entry is present and malformed (SPT.3).
@@ -51,10 +62,13 @@ impl fmt::Display for LookupFault {
         let what = match self.kind {
             LookupFaultKind::NoMemory => "no memory for the entry",
             LookupFaultKind::RootNotPresent => "root entry not present",
+            LookupFaultKind::RootMalformed => "root entry malformed",
             LookupFaultKind::ContextNotPresent => "context entry not present",
+            LookupFaultKind::ContextMalformed => "context entry malformed",
             LookupFaultKind::PasidNotEnabled => "function sends no PASIDs",
             LookupFaultKind::PasidTooWide => "PASID wider than the directory",
             LookupFaultKind::DirectoryNotPresent => "PASID directory entry not present",
+            LookupFaultKind::DirectoryMalformed => "PASID directory entry malformed",
             LookupFaultKind::EntryNotPresent => "PASID entry not present",
             LookupFaultKind::EntryMalformed => "PASID entry malformed",
         };
@@ -75,7 +89,7 @@ pub fn lookup<M: TableMemory + ?Sized>(
     bdf: u16,
     pasid: Option<Pasid>,
 ) -> Result<PasidEntry, LookupFault> {
-    let (context, context_at) = context(memory, root, bdf)?;
+    let (context, context_at) = find_context(memory, root, bdf)?;
     let index = match pasid {
         Some(_) if !context.pasid_enable => {
             return Err(LookupFault::new(LookupFaultKind::PasidNotEnabled, context_at));
@@ -89,25 +103,36 @@ pub fn lookup<M: TableMemory + ?Sized>(
     let Some(slot) = slot_at(context.directory, index) else {
         return Err(LookupFault::new(LookupFaultKind::NoMemory, context.directory));
     };
-    let Some(leaf) = follow(load(memory, slot)?) else {
+    let word = load(memory, slot)?;
+    let Some(leaf) = follow(word) else {
         return Err(LookupFault::new(LookupFaultKind::DirectoryNotPresent, slot));
     };
+    if word & DIRECTORY_RESERVED != 0 {
+        return Err(LookupFault::new(LookupFaultKind::DirectoryMalformed, slot));
+    }
     entry(memory, entry_at(leaf, index))
 }
 
-fn context<M: TableMemory + ?Sized>(
+fn find_context<M: TableMemory + ?Sized>(
     memory: &M,
     root: PhysAddr,
     bdf: u16,
 ) -> Result<(ContextEntry, PhysAddr), LookupFault> {
     let pointer_at = root::pointer_at(root, bdf);
-    let Some(table) = follow(load(memory, pointer_at)?) else {
+    let word = load(memory, pointer_at)?;
+    let Some(table) = follow(word) else {
         return Err(LookupFault::new(LookupFaultKind::RootNotPresent, pointer_at));
     };
+    if word & ROOT_RESERVED != 0 {
+        return Err(LookupFault::new(LookupFaultKind::RootMalformed, pointer_at));
+    }
     let context_at = root::context_at(table, bdf);
-    let words = [load(memory, context_at)?, load(memory, within(context_at, 8))?];
-    match ContextEntry::unpack(words) {
-        Some(entry) => Ok((entry, context_at)),
+    let word = |index: u64| load(memory, within(context_at, index * 8));
+    let words = [word(0)?, word(1)?, word(2)?, word(3)?];
+    let [word0, word1, ..] = words;
+    match ContextEntry::unpack([word0, word1]) {
+        Some(entry) if context::is_clean(words) => Ok((entry, context_at)),
+        Some(_) => Err(LookupFault::new(LookupFaultKind::ContextMalformed, context_at)),
         None => Err(LookupFault::new(LookupFaultKind::ContextNotPresent, context_at)),
     }
 }
