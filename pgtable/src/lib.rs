@@ -50,6 +50,7 @@ mod walk;
 pub use access::Access;
 pub use addr::{AddrRange, Iova, IovaRange, Mapping, MappingError, PhysAddr};
 pub use fault::{Fault, FaultKind, Purpose, Stage};
+pub use format::vtd_first::VtdFirst;
 pub use format::vtd_second::{self, VtdSecond};
 pub use format::{Entry, Format, Geometry, Mark};
 pub use memory::{OutOfTables, TableMemory, TableStore};

@@ -136,7 +136,7 @@ fn judge<F: Format>(
     }
     let rights = path.intersection(access);
     let granted = format.granted(rights, wanted);
-    if !granted.permits(wanted) {
+    if (leaf || F::TABLES_DENY) && !granted.permits(wanted) {
         return Err(FaultKind::Denied { granted, wanted });
     }
     let step = if leaf {

@@ -1,5 +1,6 @@
 //! Formats: what the bits of an entry mean. Pure total functions on a raw word.
 
+pub mod vtd_first;
 pub mod vtd_second;
 
 use crate::{Access, Iova, PhysAddr, Stage};
@@ -140,6 +141,10 @@ impl Geometry {
 pub trait Format: Copy {
     /// Which of two stacked tables this is; faults carry it.
     const STAGE: Stage;
+
+    /// True if a table entry that does not allow an access ends its walk; false if the rights of the whole
+    /// path are judged at the leaf.
+    const TABLES_DENY: bool;
 
     /// The shape.
     fn geometry(&self) -> Geometry;

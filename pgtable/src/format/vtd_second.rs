@@ -100,6 +100,7 @@ const fn rights(raw: u64) -> Access {
 
 impl Format for VtdSecond {
     const STAGE: Stage = Stage::Second;
+    const TABLES_DENY: bool = true;
 
     #[inline]
     fn geometry(&self) -> Geometry {

@@ -29,7 +29,7 @@ pub struct Table<F> {
 }
 
 impl<F: Format> Table<F> {
-    /// An empty table.
+    /// An empty table. The pages of `store` lie within the width of the format's output.
     ///
     /// # Errors
     /// [`OutOfTables`] if there is no room for the root.

@@ -3,9 +3,9 @@
 use std::cell::Cell;
 
 use proptest::prelude::*;
-use viommu_pgtable::{Access, Entry, Format, Iova, PhysAddr, TableMemory, walk};
+use viommu_pgtable::{Access, Entry, Format, Iova, Mark, PhysAddr, TableMemory, walk};
 
-use crate::model::accesses;
+use crate::model::{accesses, end};
 
 pub(crate) fn decode_inverts_encode<F: Format>(format: F) {
     let geometry = format.geometry();
@@ -23,6 +23,8 @@ pub(crate) fn decode_inverts_encode<F: Format>(format: F) {
                 };
                 assert_eq!(decoded, oa);
                 assert_eq!(format.granted(rights, access), access, "level {level}");
+                let mark = format.mark(format.leaf(level, oa, access), true, access);
+                assert_eq!(mark, Mark::Done, "flags are preset");
             }
         }
         if level > 0 {
@@ -33,7 +35,9 @@ pub(crate) fn decode_inverts_encode<F: Format>(format: F) {
             };
             assert_eq!(decoded, next);
             for wanted in accesses(&format) {
-                assert!(format.granted(access, wanted).permits(wanted), "{wanted:?} restricted");
+                let granted = format.granted(access, wanted);
+                assert!(!F::TABLES_DENY || granted.permits(wanted), "{wanted:?} restricted");
+                assert_eq!(format.mark(format.table(next), false, wanted), Mark::Done);
             }
         }
     }
@@ -87,9 +91,10 @@ pub(crate) fn walks_are_bounded<F: Format>(format: F) {
     ];
     proptest!(|(seed: u64, (and, or) in masks, root: u64, iova: u64, wanted in 0u8..16)| {
         let memory = Noise { seed, and, or, loads: Cell::new(0) };
-        let iova = Iova::new(iova & ((1 << geometry.input_bits) - 1));
+        let iova = Iova::new(iova & (end(&format) - 1));
         let root = PhysAddr::new(root >> geometry.root_bytes_lg2() << geometry.root_bytes_lg2());
         let wanted = Access::from_bits_truncate(wanted);
+        let wanted = wanted & (Access::RWX | Access::PRIVILEGED);
         match walk(&format, &memory, root, iova, wanted) {
             Ok(translation) => {
                 prop_assert!(translation.access.permits(wanted));

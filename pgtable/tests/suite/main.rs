@@ -14,7 +14,7 @@ mod sequences;
 mod single;
 mod watched;
 
-use viommu_pgtable::VtdSecond;
+use viommu_pgtable::{VtdFirst, VtdSecond};
 
 /// 4 KiB, 2 MiB and 1 GiB.
 const ALL_SIZES: u64 = 1 << 12 | 1 << 21 | 1 << 30;
@@ -93,4 +93,7 @@ suite! {
     vtd_second_57: VtdSecond::new(57, ALL_SIZES).unwrap();
     vtd_second_48_small_pages: VtdSecond::new(48, 1 << 12).unwrap();
     vtd_second_48_without_2_mib: VtdSecond::new(48, 1 << 12 | 1 << 30).unwrap();
+    vtd_first_48: VtdFirst::new(48, ALL_SIZES).unwrap();
+    vtd_first_57_without_1_gib: VtdFirst::new(57, 1 << 12 | 1 << 21).unwrap();
+    vtd_first_48_write_protect: VtdFirst::new(48, ALL_SIZES).unwrap().with_write_protect(true);
 }

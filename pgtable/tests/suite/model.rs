@@ -11,16 +11,17 @@ pub(crate) struct Leaf {
     pub(crate) access: Access,
 }
 
-/// Leaves by their first address. All in inputs of the lower half: what indexes is the address.
+/// Leaves by their first address. All below `end`, where what indexes is the address itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Model {
     pub(crate) geometry: Geometry,
+    pub(crate) end: u64,
     pub(crate) leaves: BTreeMap<u64, Leaf>,
 }
 
 impl Model {
     pub(crate) fn new<F: Format>(format: &F) -> Self {
-        Self { geometry: format.geometry(), leaves: BTreeMap::new() }
+        Self { geometry: format.geometry(), end: end(format), leaves: BTreeMap::new() }
     }
 
     /// The leaves of a mapping.
@@ -76,6 +77,12 @@ impl Model {
         let offset = iova.raw() - at;
         (offset < 1 << leaf.size_lg2).then(|| (PhysAddr::new(leaf.oa + offset), *leaf))
     }
+}
+
+/// The first address that is not translated: half of the input's width if addresses are canonical.
+pub(crate) fn end<F: Format>(format: &F) -> u64 {
+    let half = 1 << (format.geometry().input_bits - 1);
+    if format.input(Iova::new(half)).is_some() { 2 * half } else { half }
 }
 
 /// The leaves of a mapping: at each address the largest that is aligned and fits.

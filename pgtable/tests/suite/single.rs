@@ -6,7 +6,7 @@ use viommu_pgtable::{
     TableMemory, Translation, UnmapError, Unmapped, walk,
 };
 
-use crate::model::{Model, accesses, mapping};
+use crate::model::{Model, accesses, end, mapping};
 
 const BASE: PhysAddr = PhysAddr::new(1 << 31);
 
@@ -90,7 +90,7 @@ pub(crate) fn faults_at_each_level<F: Format>(format: F) {
     let misaligned = PhysAddr::new(table.root().raw() + 8);
     let fault = walk(&format, &store, misaligned, Iova::new(start), wanted).unwrap_err();
     assert_eq!(fault.kind, FaultKind::RootMisaligned);
-    let wide = Iova::new(1 << geometry.input_bits);
+    let wide = Iova::new(end(&format));
     let fault = walk(&format, &store, table.root(), wide, wanted).unwrap_err();
     assert_eq!((fault.kind, fault.input), (FaultKind::InputTooWide, wide.raw()));
 }
@@ -113,7 +113,7 @@ pub(crate) fn refusals<F: Format>(format: F) {
     {
         assert!(matches!(refused(start, bytes, oa), MapError::Misaligned { .. }));
     }
-    let input_end = 1u64 << geometry.input_bits;
+    let input_end = end(&format);
     for (start, bytes) in [(input_end, granule), (input_end - granule, 2 * granule)] {
         let iova = IovaRange::with_len(Iova::new(start), bytes).unwrap();
         let input_bits = geometry.input_bits;
@@ -172,9 +172,9 @@ pub(crate) fn no_split<F: Format>(format: F) {
             assert_eq!(table.unmap(&mut store, range), Err(split));
             assert!(store == before, "level {level}");
         }
-        let wide = IovaRange::new(Iova::new(0), Iova::new(1 << geometry.input_bits)).unwrap();
+        let wide = IovaRange::new(Iova::new(0), Iova::new(end(&format))).unwrap();
         assert!(matches!(table.unmap(&mut store, wide), Err(UnmapError::InputTooWide { .. })));
-        let all = IovaRange::new(Iova::new(0), Iova::new((1 << geometry.input_bits) - 1)).unwrap();
+        let all = IovaRange::new(Iova::new(0), Iova::new(end(&format) - 1)).unwrap();
         assert_eq!(table.unmap(&mut store, all).unwrap().leaves, 2);
     }
 }
@@ -184,13 +184,16 @@ pub(crate) fn destroy_returns_all<F: Format>(format: F) {
     let granule = 1u64 << geometry.granule_lg2;
     let (mut store, mut table) = setup(format);
     for level in 0..geometry.levels {
-        // two entries of each level, the first and the last that there is
-        for at in [1 << geometry.entry_lg2(level), 1 << (geometry.table_lg2(level) - 1)] {
-            let one = mapping(&format, at + u64::from(level) * granule, granule, 0);
+        // two entries of each level, in the same table where it is small
+        for (number, at) in
+            [geometry.entry_lg2(level), geometry.table_lg2(level) - 2].iter().enumerate()
+        {
+            let page = 2 * u64::from(level) + number as u64;
+            let one = mapping(&format, (1 << at) + page * granule, granule, 0);
             table.map(&mut store, &one).unwrap();
         }
     }
-    let highest = (1u64 << geometry.input_bits) - granule;
+    let highest = end(&format) - granule;
     table.map(&mut store, &mapping(&format, highest, granule, 0)).unwrap();
     assert!(store.pages_taken() > u64::from(geometry.levels));
     table.destroy(&mut store);

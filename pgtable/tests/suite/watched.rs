@@ -96,7 +96,7 @@ pub(crate) fn every_state_is_consistent<F: Format>(format: F) {
     let ops = prop::collection::vec(op(&format), 1..6);
     let config = ProptestConfig { cases: 12, ..ProptestConfig::default() };
     proptest!(config, |(ops in ops)| {
-        let heap = HeapStore::new(PhysAddr::new(1 << 40), 1 << 16);
+        let heap = HeapStore::new(PhysAddr::new(1 << 31), 1 << 16);
         let (changing, steady) = (Vec::new(), Vec::new());
         let walks = RefCell::new(0);
         let mut store = Watched { heap, format, root: None, changing, steady, walks };
