@@ -1,5 +1,8 @@
 //! Formats: what the bits of an entry mean. Pure total functions on a raw word.
 
+pub mod arm;
+pub mod arm_stage1;
+pub mod arm_stage2;
 pub mod vtd_first;
 pub mod vtd_second;
 

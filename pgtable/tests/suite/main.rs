@@ -14,7 +14,7 @@ mod sequences;
 mod single;
 mod watched;
 
-use viommu_pgtable::{VtdFirst, VtdSecond};
+use viommu_pgtable::{ArmStage1, ArmStage2, Granule, VtdFirst, VtdSecond};
 
 /// 4 KiB, 2 MiB and 1 GiB.
 const ALL_SIZES: u64 = 1 << 12 | 1 << 21 | 1 << 30;
@@ -96,4 +96,19 @@ suite! {
     vtd_first_48: VtdFirst::new(48, ALL_SIZES).unwrap();
     vtd_first_57_without_1_gib: VtdFirst::new(57, 1 << 12 | 1 << 21).unwrap();
     vtd_first_48_write_protect: VtdFirst::new(48, ALL_SIZES).unwrap().with_write_protect(true);
+    arm_stage1_4k_48: ArmStage1::new(Granule::K4, 48, 48).unwrap();
+    arm_stage1_4k_39: ArmStage1::new(Granule::K4, 39, 40).unwrap();
+    arm_stage1_4k_32: ArmStage1::new(Granule::K4, 32, 32).unwrap();
+    arm_stage1_16k_48: ArmStage1::new(Granule::K16, 48, 48).unwrap();
+    arm_stage1_16k_36: ArmStage1::new(Granule::K16, 36, 44).unwrap();
+    arm_stage1_64k_48: ArmStage1::new(Granule::K64, 48, 48).unwrap();
+    arm_stage1_64k_42: ArmStage1::new(Granule::K64, 42, 42).unwrap();
+    arm_stage2_4k_48: ArmStage2::new(Granule::K4, 4, 48, 48).unwrap();
+    arm_stage2_4k_40_two_roots: ArmStage2::new(Granule::K4, 3, 40, 40).unwrap();
+    arm_stage2_4k_34_sixteen_roots: ArmStage2::new(Granule::K4, 2, 34, 48).unwrap();
+    arm_stage2_16k_47: ArmStage2::new(Granule::K16, 3, 47, 48).unwrap();
+    arm_stage2_16k_40_sixteen_roots: ArmStage2::new(Granule::K16, 2, 40, 44).unwrap();
+    arm_stage2_64k_33_one_level: ArmStage2::new(Granule::K64, 1, 33, 48).unwrap();
+    arm_stage2_64k_46_sixteen_roots: ArmStage2::new(Granule::K64, 2, 46, 48).unwrap();
+    arm_stage2_64k_48: ArmStage2::new(Granule::K64, 3, 48, 48).unwrap();
 }
