@@ -7,6 +7,8 @@
 //! before finds the other words as they were, and the slot is not written again, because the next set goes
 //! into another copy.
 
+use core::fmt;
+
 use viommu_pgtable::{OutOfTables, PhysAddr, TableMemory, TableStore};
 
 /// 64-bit words of an entry.
@@ -26,6 +28,29 @@ const ADDRESS: u64 = !(LEAF_BYTES - 1);
 
 const _: () = assert!(ENTRY_BYTES == WORDS as u64 * 8 && ENTRY_BYTES == 1 << ENTRY_LG2);
 const _: () = assert!(LEAF_ENTRIES as u64 * ENTRY_BYTES == LEAF_BYTES);
+
+/// Why an entry was not set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetError {
+    /// No table page is left.
+    OutOfTables(OutOfTables),
+    /// The table has no place for this index.
+    TooWide {
+        /// The index.
+        index: u32,
+    },
+}
+
+impl fmt::Display for SetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfTables(error) => error.fmt(f),
+            Self::TooWide { index } => write!(f, "PASID {index:#x} is wider than the table"),
+        }
+    }
+}
+
+impl core::error::Error for SetError {}
 
 /// The address `offset` bytes (below 4096) into a table: tables are 4 KiB aligned, so nothing carries.
 pub(crate) const fn within(table: PhysAddr, offset: u64) -> PhysAddr {

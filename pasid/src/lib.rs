@@ -1,17 +1,43 @@
 //! From (endpoint, PASID) to a page table, and the numbers themselves.
 //!
-//! What it is: PASIDs and their allocation, and the structures that lead a request to its page tables:
-//! VT-d's scalable-mode root, context, PASID directory and PASID entries.
-//! What it guarantees: layouts as the manuals give them, entries packed and unpacked without loss, lookups
-//! that take a fixed number of loads whatever the bytes say.
-//! What it leaves out: page tables (`viommu-pgtable`), virtio, the host's kernel.
+//! # What it is
+//!
+//! PASIDs and their allocation ([`Allocator`]), and the structures that lead a request to its page tables,
+//! for two architectures:
+//!
+//! | | [`vtd`] | [`smmuv3`] |
+//! | --- | --- | --- |
+//! | a function's entry | root table, context entry | stream table entry |
+//! | a PASID's entry | PASID directory, PASID entry | context descriptor |
+//! | second level | one for each PASID | one for each function |
+//!
+//! [`lookup`] is the one question for both: it yields a [`Route`], what a request goes through. The
+//! [`Space`] that a table's pointers lead into comes with it; what reads memory for a lookup implements
+//! [`Spaces`].
+//!
+//! # What it guarantees
+//!
+//! Layouts are the manuals', and entries are packed and unpacked without loss. A lookup takes a bounded
+//! number of loads, whatever the bytes say, and no load of the daemon's structures at an address that the
+//! guest wrote. An entry that may be in use changes by one 64-bit store, or not at all.
+//!
+//! # What it leaves out
+//!
+//! Page tables (`viommu-pgtable`), virtio, the host's kernel, and the waiting for readers: a freed leaf is
+//! used again when the store's owner says so.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
 
 mod alloc;
 mod endpoint;
 mod leaf;
+mod lookup;
+pub mod smmuv3;
+mod space;
 pub mod vtd;
 
 pub use alloc::{Allocator, ReserveError};
 pub use endpoint::{EndpointId, Pasid, Requester};
+pub use leaf::SetError;
+pub use lookup::{FirstTable, LookupFault, Route, SecondTable, Structures, lookup};
+pub use space::{Space, Spaces};

@@ -1,13 +1,11 @@
 //! A PASID directory and its leaves: the writer's side (VT-d 5.0, 9.5 and 9.6).
 
-use core::fmt;
-
 use viommu_pgtable::{OutOfTables, PhysAddr, TableStore};
 
 use super::context::{ContextEntry, MAX_PASID_BITS, MIN_DIRECTORY_LG2};
 use super::entry::PasidEntry;
 use super::{PRESENT, TABLE_BYTES};
-use crate::leaf::{self, Leaves};
+use crate::leaf::{self, Leaves, SetError};
 
 /// Entries of a leaf, log2.
 pub const LEAF_ENTRIES_LG2: u8 = leaf::LEAF_ENTRIES_LG2;
@@ -19,29 +17,6 @@ const LEAVES: Leaves = Leaves { link: PRESENT, valid: PRESENT };
 pub(super) fn slot_at(directory: PhysAddr, index: u32) -> Option<PhysAddr> {
     directory.checked_add(u64::from(index >> LEAF_ENTRIES_LG2) * 8)
 }
-
-/// Why an entry was not set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SetError {
-    /// No table page is left.
-    OutOfTables(OutOfTables),
-    /// The table has no place for this index.
-    TooWide {
-        /// The index.
-        index: u32,
-    },
-}
-
-impl fmt::Display for SetError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::OutOfTables(error) => error.fmt(f),
-            Self::TooWide { index } => write!(f, "PASID {index:#x} is wider than the table"),
-        }
-    }
-}
-
-impl core::error::Error for SetError {}
 
 /// The PASID table of one function: a directory, and leaves where there are entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
