@@ -2,7 +2,7 @@
 //!
 //! What it watches: the door for the next front-end, the front-end's messages, the kicks of its two
 //! queues, the device processes, and the wish to end. Nothing is waited for but readiness, with one
-//! exception: [`HostIommu::sync`](viommu_backend::HostIommu::sync), which is bounded.
+//! exception: [`HostIommu::sync`], which is bounded.
 //!
 //! A second front-end waits at the socket until the first has left; then it finds a new device.
 
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use viommu_backend::SoftwareIommu;
+use viommu_backend::{HostIommu, SoftwareIommu};
 use viommu_iotlb::{DeviceEvent, FaultRecord};
 use viommu_pasid::EndpointId;
 
@@ -255,6 +255,7 @@ impl Daemon {
         for event in heard.drain(..) {
             react(&mut device, event);
         }
+        device.host().sync();
         drop(device);
         self.heard = heard;
     }
@@ -285,10 +286,7 @@ fn react(device: &mut Device<SoftwareIommu>, event: DeviceEvent) {
     match event {
         DeviceEvent::Connected { endpoint } => log::info!("device process of {endpoint} connected"),
         DeviceEvent::Disconnected { endpoint } => log::info!("device process of {endpoint} left"),
-        DeviceEvent::FunctionReset { endpoint } => {
-            log::info!("function {endpoint} was reset");
-            device.function_reset(endpoint);
-        }
+        DeviceEvent::FunctionReset { endpoint } => device.function_reset(endpoint),
         DeviceEvent::FunctionStarted { endpoint } => device.function_started(endpoint),
         DeviceEvent::Fault { endpoint, record } => report(device, endpoint, &record),
     }

@@ -213,13 +213,14 @@ impl<H: HostIommu> Device<H> {
         &self.iommu
     }
 
-    /// A device process says that its function was reset. When this returns, no access of before is left.
+    /// A device process says that its function was reset. It waits for the next
+    /// [`HostIommu::sync`], after which no access of before is left.
     pub fn function_reset(&mut self, endpoint: EndpointId) {
+        log::info!("function {endpoint} was reset");
         self.iommu.function_reset(&mut self.host, endpoint);
-        self.host.sync();
     }
 
-    /// A device process says that its function does DMA again.
+    /// A device process says that its function does DMA again; it waits likewise.
     pub fn function_started(&mut self, endpoint: EndpointId) {
         self.iommu.function_started(endpoint);
     }

@@ -125,7 +125,7 @@ fn odd_but_legal_chains_are_served() {
     let table = Descriptor { address: TABLE_AT, bytes: 32, flags: INDIRECT, next: 0 };
     let request = wire::attach(1, ENDPOINT, 0);
     let ram = guest.vmm.memory.ram.clone();
-    let mut served = |guest: &mut Guest, what: &str| {
+    let served = |guest: &mut Guest, what: &str| {
         ram.write_slice(&request, GuestAddress(READABLE_AT)).unwrap();
         ram.write_slice(&[UNTOUCHED; 4], GuestAddress(WRITABLE_AT)).unwrap();
         guest.requests.make_available(10);
@@ -225,7 +225,7 @@ fn ring_addresses_outside_memory_break_only_that_queue() {
 #[test]
 fn rings_that_vanish_from_memory_are_given_up_and_come_back_with_a_new_start() {
     let daemon = Daemon::start();
-    let mut guest = guest(&daemon);
+    let guest = guest(&daemon);
     let high = guest.vmm.memory.piece(32 << 20, 32 << 20);
     guest.vmm.front_end.set_mem_table(&[high]).unwrap();
     daemon.wait_for_log("the request queue is not served until it is set up again");

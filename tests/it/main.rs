@@ -11,6 +11,8 @@
 )]
 
 mod config_space;
+mod devices;
+mod events;
 mod hostile;
 mod life;
 mod negotiation;

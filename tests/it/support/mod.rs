@@ -1,6 +1,7 @@
 //! Everybody but the daemon.
 
 pub(crate) mod daemon;
+pub(crate) mod device;
 pub(crate) mod guest;
 pub(crate) mod queue;
 pub(crate) mod vmm;
