@@ -88,7 +88,7 @@ mod tests {
     fn memory() -> GuestMemoryMmap {
         let ranges = [(GuestAddress(0), 64 * PAGE), (GuestAddress(0x5_0000), PAGE)];
         let memory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
-        let pattern: Vec<u8> = (0..64 * PAGE).map(|n| (n / 7) as u8).collect();
+        let pattern: Vec<u8> = (0..=250).cycle().take(64 * PAGE).collect();
         memory.write_slice(&pattern, GuestAddress(0)).unwrap();
         memory
     }

@@ -270,7 +270,6 @@ impl<D: Device> ServerBackend for Function<D> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ram::GuestRam;
     use super::*;
 
     /// A device of one register that remembers its last write.
@@ -306,7 +305,7 @@ mod tests {
     };
 
     fn function() -> Function<OneRegister> {
-        let dma = Arc::new(DmaPort::direct(Arc::new(GuestRam::default())));
+        let dma = Arc::new(DmaPort::connect(None).unwrap());
         Function::new(&SPEC, dma, |_| OneRegister::default()).unwrap()
     }
 
@@ -385,7 +384,7 @@ mod tests {
     #[test]
     fn a_function_without_vectors_or_with_too_many_cannot_be_made() {
         for vectors in [0, 65] {
-            let dma = Arc::new(DmaPort::direct(Arc::new(GuestRam::default())));
+            let dma = Arc::new(DmaPort::connect(None).unwrap());
             let spec = Spec { vectors, ..SPEC };
             let made = Function::new(&spec, dma, |_| OneRegister::default());
             assert_eq!(made.err(), Some(LayoutError::Vectors { vectors, most: 64 }));

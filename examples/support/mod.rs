@@ -7,6 +7,7 @@
 //! | `interrupts` | INTA# and MSI-X as the VMM's eventfds |
 //! | `ram` | guest memory, from DMA_MAP and DMA_UNMAP |
 //! | `dma` | the way of each DMA: plain guest memory, or translated by the IOMMU's daemon |
+//! | `iotlb` | the connection to that daemon |
 //! | `server` | the socket: one VMM after the other |
 //! | `termination` | ends with exit code 0 on SIGTERM and SIGINT |
 //!
@@ -19,6 +20,7 @@ mod config_space;
 mod dma;
 mod function;
 mod interrupts;
+mod iotlb;
 mod ram;
 mod server;
 mod termination;

@@ -62,7 +62,7 @@ impl Block {
         Worker::start(Job {
             queue,
             ring: Ring::new(setup, event_idx).map_err(io::Error::other)?,
-            channel: self.dma.channel().map_err(io::Error::other)?,
+            channel: self.dma.channel()?,
             disk: Arc::clone(&self.disk),
             notifier: Arc::clone(notifier),
         })

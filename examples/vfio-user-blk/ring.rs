@@ -208,14 +208,19 @@ impl Buffers {
         if rest.is_empty() { Ok(()) } else { Err(Inaccessible) }
     }
 
-    /// What lies behind the first `offset` bytes. A buffer that would wrap around ends the list.
+    /// What lies behind the first `offset` bytes. A part that would begin past the last address ends
+    /// the list.
     fn behind(&self, offset: u64) -> impl Iterator<Item = (GuestAddress, usize)> {
         let mut skip = offset;
-        self.0.iter().map_while(move |(address, bytes)| {
-            let skipped = skip.min(u64::from(*bytes));
+        let parts = self.0.iter().filter_map(move |(address, bytes)| {
+            let bytes = u64::from(*bytes);
+            let skipped = skip.min(bytes);
             skip -= skipped;
-            let at = address.0.checked_add(skipped)?;
-            Some((GuestAddress(at), usize::try_from(u64::from(*bytes) - skipped).ok()?))
+            (skipped < bytes).then_some((address.0, skipped, bytes - skipped))
+        });
+        parts.map_while(|(address, skipped, bytes)| {
+            let at = GuestAddress(address.checked_add(skipped)?);
+            Some((at, usize::try_from(bytes).ok()?))
         })
     }
 }

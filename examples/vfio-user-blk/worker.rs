@@ -147,21 +147,21 @@ impl Runner {
         Ok(true)
     }
 
-    /// Does `work`, which changes nothing if it fails, on ring and memory. If it fails it is tried
-    /// again as long as guest memory keeps changing.
+    /// Does `work`, which changes nothing if it fails, on ring and memory. If it fails, and not
+    /// because the IOMMU refused, it is tried again as long as guest memory keeps changing.
     fn on_ring<R>(
         &mut self,
         mut work: impl FnMut(&mut Ring, &View<'_>, &mut Vec<u8>) -> Result<R, RingError>,
     ) -> Result<R, End> {
         let Self { job: Job { ring, channel, .. }, stop, buffer, .. } = self;
         loop {
-            let (result, generation) =
-                channel.access(stop, |memory| (work(ring, memory, buffer), memory.generation()))?;
+            let (result, refused, generation) = channel.access(stop, |memory| {
+                (work(ring, memory, buffer), memory.refused(), memory.generation())
+            })?;
+            let changed = || channel.ram().wait_for_change(generation, MEMORY_SETTLES);
             match result {
                 Ok(done) => return Ok(done),
-                Err(error) if channel.ram().wait_for_change(generation, MEMORY_SETTLES) => {
-                    debug!("guest memory changed: {error}");
-                }
+                Err(error) if !refused && changed() => debug!("memory changed meanwhile: {error}"),
                 Err(error) => return Err(error.into()),
             }
         }
