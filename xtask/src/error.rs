@@ -23,6 +23,9 @@ pub(crate) enum Error {
     /// Programs that this machine lacks, and the command that brings them.
     #[error("this machine lacks {missing}; install with: {install}")]
     Lacking { missing: String, install: String },
+    /// Packages could not be fetched, and none are in the cache.
+    #[error("no packages from the mirror, none in the cache: {0}")]
+    Mirror(Box<Error>),
     /// An answer of a tool that is not what it should be.
     #[error("{program} answered something unexpected: {what}")]
     Answer { program: &'static str, what: String },

@@ -4,11 +4,13 @@
 //! Debian's packages, without installing them.
 
 mod command;
+mod demo;
 mod error;
 mod image;
 mod initramfs;
 mod setup;
 mod suite;
+mod test;
 mod ui;
 mod vm;
 
@@ -33,6 +35,14 @@ struct Arguments {
 enum Order {
     /// Fetches QEMU and the guest's kernel into the cache, and nothing else
     SetUp,
+    /// Boots a stock guest with its disk behind the IOMMU and shows what it says
+    Demo,
+    /// Runs everything that is checked: format, lints, documentation, tests, guests
+    Test {
+        /// The whole matrix: every scenario in every guest
+        #[arg(long)]
+        full: bool,
+    },
     /// Runs one guest scenario, or all
     Guest {
         /// The scenario; all if there is none
@@ -60,6 +70,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let sources = &arguments.sources;
     match &arguments.order {
         Order::SetUp => suite::tools::fetch(sources).map(|_| true),
+        Order::Demo => demo::run(sources).map(|()| true),
+        Order::Test { full: _ } => test::run(sources),
         Order::Guest { list: true, .. } => {
             suite::list();
             Ok(true)

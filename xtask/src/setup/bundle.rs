@@ -55,7 +55,8 @@ impl Bundle {
                 note(format_args!("{} (cached) serves", shown(&dir)));
                 Ok(dir)
             }
-            (Err(error), None) => Err(error),
+            (Err(error @ Error::Lacking { .. }), None) => Err(error),
+            (Err(error), None) => Err(Error::Mirror(Box::new(error))),
         }
     }
 

@@ -40,6 +40,15 @@ impl Counters {
         })
     }
 
+    /// `attach=2 map=7`: some of them, for people.
+    ///
+    /// # Errors
+    /// The daemon counts no such thing.
+    pub(crate) fn line(&self, names: &[&str]) -> Result<String> {
+        let pair = |name: &&str| Ok(format!("{name}={}", self.get(name)?));
+        Ok(names.iter().map(pair).collect::<Result<Vec<_>>>()?.join(" "))
+    }
+
     /// Fails unless a counter is at least `least`.
     ///
     /// # Errors
@@ -62,6 +71,7 @@ mod tests {
         let log = "x counters: map=1\n[INFO] counters: map=7 unmap=3 longest_drain=12us\nend\n";
         let counters = Counters::last_in(log).unwrap();
         assert_eq!((counters.get("map").unwrap(), counters.get("unmap").unwrap()), (7, 3));
+        assert_eq!(counters.line(&["unmap", "map"]).unwrap(), "unmap=3 map=7");
         assert!(counters.get("longest_drain").is_err());
         assert!(counters.at_least("map", 7).is_ok() && counters.at_least("map", 8).is_err());
         assert!(Counters::last_in("nothing").is_err());

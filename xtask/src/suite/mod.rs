@@ -1,6 +1,6 @@
 //! The guest suite: scenarios, each one boot of a stock guest against the real daemon.
 
-mod compare;
+pub(crate) mod compare;
 pub(crate) mod counters;
 mod run;
 mod scenarios;

@@ -129,14 +129,6 @@ impl<W: Write> Talk<W> {
         last.ok_or_else(|| Error::Wrong(format!("the guest never told {wanted}")))
     }
 
-    /// The names and words of the checks so far.
-    pub(crate) fn checks(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.said.iter().filter_map(|said| match said {
-            Said::Check { name, what, .. } => Some((name.as_str(), what.as_str())),
-            _ => None,
-        })
-    }
-
     fn until(&mut self, wanted: &Said, what: &str, deadline: Deadline) -> Result<()> {
         loop {
             let line = match self.lines.recv_timeout(deadline.left()) {

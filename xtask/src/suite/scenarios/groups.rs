@@ -37,7 +37,8 @@ fn play(stage: &mut Stage) -> Result<String> {
     counters.at_least("attach", 2)?;
     counters.at_least("probe", 2)?;
     let log = stage.daemon_log();
-    let negotiated = log.lines().find(|line| line.contains("negotiated"));
-    negotiated.ok_or_else(|| Error::Wrong("the daemon tells no negotiated features".to_owned()))?;
+    let negotiated = log.lines().find(|line| line.contains("a driver starts"));
+    negotiated
+        .ok_or_else(|| Error::Wrong("the daemon does not tell what was negotiated".to_owned()))?;
     Ok(devices.join(", "))
 }

@@ -32,7 +32,7 @@ fn play(stage: &mut Stage) -> Result<String> {
         stage.guest.talk.answer("go")?;
     }
     stage.close()?;
-    let starts = stage.daemon_log().matches("negotiated").count();
+    let starts = stage.daemon_log().matches("a driver starts").count();
     if starts != 1 {
         return Err(Error::Wrong(format!("the driver started {starts} times, not once")));
     }

@@ -24,7 +24,7 @@ fn play(stage: &mut Stage) -> Result<String> {
         compare::checksum(&stage.guest_sum(boot)?, &stage.image())?;
     }
     stage.close()?;
-    let starts = stage.daemon_log().matches("negotiated").count();
+    let starts = stage.daemon_log().matches("a driver starts").count();
     if starts != 2 {
         return Err(Error::Wrong(format!("the driver started {starts} times, not twice")));
     }

@@ -1,0 +1,61 @@
+//! Everything that is checked before a change is good: lane by lane, one line of sums at the end.
+
+mod lane;
+mod tally;
+
+use std::fs;
+use std::time::Instant;
+
+use crate::error::{Error, Result};
+use crate::setup::build;
+use crate::suite::tools::Sources;
+use crate::suite::{self, SCENARIOS};
+use crate::ui::{note, seconds, table};
+use lane::LANES;
+use tally::Tally;
+
+/// Runs all lanes, each to its end, whatever came of those before.
+///
+/// # Errors
+/// A lane could not be run at all. What fails in a lane is counted, not an error.
+pub(crate) fn run(sources: &Sources) -> Result<bool> {
+    let logs = build::target().join("xtask-test");
+    fs::create_dir_all(&logs).map_err(Error::file("make", &logs))?;
+    let (mut rows, mut tallies) = (Vec::new(), Vec::new());
+    let mut add = |name: &str, began: Instant, tally: Tally| {
+        rows.push([name.to_owned(), tally.to_string(), seconds(began.elapsed())]);
+        tallies.push(tally);
+    };
+    for lane in LANES {
+        let began = Instant::now();
+        add(lane.name, began, lane.run(&logs)?);
+    }
+    let began = Instant::now();
+    add("guests", began, guests(sources));
+    println!();
+    table(["lane", "result", "time"], &rows);
+    let total: Tally = tallies.into_iter().sum();
+    println!("\n{total}");
+    Ok(total.failed == 0)
+}
+
+/// The scenarios; when what they need cannot be had, all of them are left out and it is said why.
+fn guests(sources: &Sources) -> Tally {
+    let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+    match suite::run(None, sources) {
+        Ok(reports) => reports.iter().map(|report| Tally::one(report.outcome.passed())).sum(),
+        Err(error) if is_lacking(&error) => {
+            note(format_args!("no guest can be booted here: {error}"));
+            Tally { skipped: count(SCENARIOS.len()), ..Tally::default() }
+        }
+        Err(error) => {
+            note(format_args!("the guests could not be prepared: {error}"));
+            Tally { failed: count(SCENARIOS.len()), ..Tally::default() }
+        }
+    }
+}
+
+/// Whether it is the machine that lacks something, not we.
+const fn is_lacking(error: &Error) -> bool {
+    matches!(error, Error::Lacking { .. } | Error::Mirror(_))
+}
