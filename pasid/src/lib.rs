@@ -34,6 +34,8 @@ mod leaf;
 mod lookup;
 pub mod smmuv3;
 mod space;
+#[cfg(test)]
+mod testing;
 pub mod vtd;
 
 pub use alloc::{Allocator, ReserveError};
