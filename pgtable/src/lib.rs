@@ -42,6 +42,7 @@ mod addr;
 mod fault;
 pub mod format;
 mod memory;
+mod nested;
 mod table;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -57,5 +58,6 @@ pub use format::vtd_first::VtdFirst;
 pub use format::vtd_second::{self, VtdSecond};
 pub use format::{Entry, Format, Geometry, Mark};
 pub use memory::{OutOfTables, TableMemory, TableStore};
+pub use nested::{Behind, walk_nested};
 pub use table::{MapError, Table, UnmapError, Unmapped};
 pub use walk::{MARK_ATTEMPTS, Translation, walk};

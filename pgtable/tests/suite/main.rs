@@ -8,8 +8,11 @@
     reason = "tests"
 )]
 
+mod canonical;
 mod entries;
+mod marks;
 mod model;
+mod nested;
 mod sequences;
 mod single;
 mod watched;
@@ -111,4 +114,42 @@ suite! {
     arm_stage2_64k_33_one_level: ArmStage2::new(Granule::K64, 1, 33, 48).unwrap();
     arm_stage2_64k_46_sixteen_roots: ArmStage2::new(Granule::K64, 2, 46, 48).unwrap();
     arm_stage2_64k_48: ArmStage2::new(Granule::K64, 3, 48, 48).unwrap();
+}
+
+macro_rules! nested {
+    ($($name:ident: $first:expr, $second:expr;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn two_stages_do_what_one_after_the_other_does() {
+                nested::stages_combine($first, $second);
+            }
+
+            #[test]
+            fn each_table_access_of_the_first_level_is_translated_by_the_second() {
+                nested::each_table_access_is_translated($first, $second);
+            }
+
+            #[test]
+            fn no_pointer_resolves_among_the_second_levels_tables() {
+                nested::no_pointer_resolves_among_the_second_levels_tables($first, $second);
+            }
+        }
+    )*};
+}
+
+nested! {
+    vtd_48_over_48: VtdFirst::new(48, ALL_SIZES).unwrap(), VtdSecond::new(48, ALL_SIZES).unwrap();
+    vtd_57_over_39: VtdFirst::new(57, ALL_SIZES).unwrap(), VtdSecond::new(39, 1 << 12).unwrap();
+    arm_4k_over_4k: ArmStage1::new(Granule::K4, 48, 40).unwrap(),
+        ArmStage2::new(Granule::K4, 3, 40, 40).unwrap();
+    arm_4k_over_64k: ArmStage1::new(Granule::K4, 39, 48).unwrap(),
+        ArmStage2::new(Granule::K64, 2, 46, 48).unwrap();
+    arm_64k_over_4k: ArmStage1::new(Granule::K64, 48, 48).unwrap(),
+        ArmStage2::new(Granule::K4, 4, 48, 48).unwrap();
+    arm_16k_over_16k: ArmStage1::new(Granule::K16, 47, 40).unwrap(),
+        ArmStage2::new(Granule::K16, 2, 40, 44).unwrap();
+    arm_4k_over_vtd: ArmStage1::new(Granule::K4, 39, 39).unwrap(),
+        VtdSecond::new(39, ALL_SIZES).unwrap();
 }
