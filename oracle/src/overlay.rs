@@ -1,0 +1,53 @@
+//! Memory that remembers writes instead of making them.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use viommu_pgtable::{PhysAddr, TableMemory};
+
+use crate::memory::GuestRam;
+
+/// The machine's memory as our walker would leave it: accessed and dirty flags are set here only, so that
+/// the emulator still finds them clear.
+#[derive(Debug)]
+pub struct Overlay<'r> {
+    ram: &'r GuestRam,
+    writes: RefCell<BTreeMap<PhysAddr, u64>>,
+}
+
+impl<'r> Overlay<'r> {
+    /// `ram`, unchanged so far.
+    #[must_use]
+    pub const fn new(ram: &'r GuestRam) -> Self {
+        Self { ram, writes: RefCell::new(BTreeMap::new()) }
+    }
+
+    /// The same with `word` at `at`.
+    #[must_use]
+    pub fn with(self, at: PhysAddr, word: u64) -> Self {
+        self.writes.borrow_mut().insert(at, word);
+        self
+    }
+
+    /// The words written, and what they are now.
+    #[must_use]
+    pub fn into_writes(self) -> BTreeMap<PhysAddr, u64> {
+        self.writes.into_inner()
+    }
+}
+
+impl TableMemory for Overlay<'_> {
+    fn load(&self, at: PhysAddr) -> Option<u64> {
+        let written = self.writes.borrow().get(&at).copied();
+        written.or_else(|| self.ram.load(at))
+    }
+
+    fn compare_exchange(&self, at: PhysAddr, old: u64, new: u64) -> Option<Result<(), u64>> {
+        let found = self.load(at)?;
+        if found != old {
+            return Some(Err(found));
+        }
+        self.writes.borrow_mut().insert(at, new);
+        Some(Ok(()))
+    }
+}

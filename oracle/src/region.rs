@@ -1,0 +1,101 @@
+//! A part of the machine's memory in which our mapper builds tables.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use viommu_pgtable::{OutOfTables, PhysAddr, TableMemory, TableStore};
+
+use crate::error::{Error, Result};
+use crate::memory::GuestRam;
+
+const PAGE: [u8; 4096] = [0; 4096];
+
+/// Table pages in the machine's memory.
+///
+/// Freed pages wait until [`reset`](Self::reset): a table is built, probed and forgotten, so nothing is
+/// gained by handing them out again.
+#[derive(Debug)]
+pub struct Region {
+    ram: Rc<GuestRam>,
+    start: u64,
+    pages: u64,
+    used: u64,
+    live: BTreeMap<u64, u16>,
+    failed: Option<PhysAddr>,
+}
+
+impl Region {
+    /// `pages` pages from `start` on, a multiple of 1 MiB.
+    #[must_use]
+    pub const fn new(ram: Rc<GuestRam>, start: PhysAddr, pages: u64) -> Self {
+        Self { ram, start: start.raw(), pages, used: 0, live: BTreeMap::new(), failed: None }
+    }
+
+    /// Forgets every page.
+    pub fn reset(&mut self) {
+        self.used = 0;
+        self.live.clear();
+    }
+
+    /// # Errors
+    /// If a store failed since the region was made: then the tables are not what the mapper wrote.
+    pub const fn check(&self) -> Result<()> {
+        match self.failed {
+            Some(at) => Err(Error::TableMemory { at }),
+            None => Ok(()),
+        }
+    }
+
+    /// The memory that the pages are part of.
+    #[must_use]
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+}
+
+impl TableMemory for Region {
+    fn load(&self, at: PhysAddr) -> Option<u64> {
+        self.ram.load(at)
+    }
+}
+
+impl TableStore for Region {
+    fn store(&mut self, at: PhysAddr, entry: u64) {
+        if self.ram.store(at, entry).is_none() {
+            self.failed = Some(at);
+        }
+    }
+
+    fn alloc_pages(&mut self, pages: u64) -> std::result::Result<PhysAddr, OutOfTables> {
+        let start = self.used.next_multiple_of(pages.next_power_of_two());
+        if start + pages > self.pages {
+            return Err(OutOfTables { needed_pages: pages, free_pages: self.pages_left() });
+        }
+        self.used = start + pages;
+        for page in start..self.used {
+            let at = PhysAddr::new(self.start + page * Self::PAGE_BYTES);
+            if self.ram.write(at, &PAGE).is_none() {
+                self.failed = Some(at);
+            }
+        }
+        Ok(PhysAddr::new(self.start + start * Self::PAGE_BYTES))
+    }
+
+    fn free_pages(&mut self, start: PhysAddr, pages: u64) {
+        for page in 0..pages {
+            self.live.remove(&(start.raw() + page * Self::PAGE_BYTES));
+        }
+    }
+
+    fn pages_left(&self) -> u64 {
+        self.pages - self.used
+    }
+
+    fn live(&self, page: PhysAddr) -> u16 {
+        self.live.get(&page.raw()).copied().unwrap_or(0)
+    }
+
+    fn set_live(&mut self, page: PhysAddr, entries: u16) {
+        self.live.insert(page.raw(), entries);
+    }
+}
