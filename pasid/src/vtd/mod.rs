@@ -26,7 +26,9 @@ pub use entry::{AddressWidth, PasidEntry, SecondLevel, Translation};
 pub use first::{FirstControls, FirstLevel};
 pub use lookup::{LookupFault, LookupFaultKind, lookup};
 pub use root::RootTable;
-pub use table::{LEAF_ENTRIES_LG2, PasidTable, SetError};
+pub use table::{LEAF_ENTRIES_LG2, PasidTable};
+
+pub use crate::leaf::SetError;
 
 /// Bytes of every table but the PASID directory.
 const TABLE_BYTES: u64 = crate::leaf::LEAF_BYTES;
