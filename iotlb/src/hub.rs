@@ -157,8 +157,8 @@ pub struct Hub {
     pub(crate) counters: Counters,
     /// Listeners that are not watched because descriptors ran out.
     pub(crate) starved: Vec<EndpointId>,
-    /// Devices that a drain found gone; the next dispatch says so.
-    gone: Vec<EndpointId>,
+    /// The last words and the ends of devices that are gone; the next dispatch tells.
+    farewells: Vec<DeviceEvent>,
     pub(crate) epoll: OwnedFd,
     wake: OwnedFd,
 }
@@ -221,7 +221,7 @@ impl Hub {
             states_changed: false,
             counters: Counters::default(),
             starved: Vec::new(),
-            gone: Vec::new(),
+            farewells: Vec::new(),
             epoll,
             wake,
         })
@@ -352,9 +352,7 @@ impl Hub {
     }
 
     fn tell_gone(&mut self, on: &mut dyn FnMut(DeviceEvent)) {
-        for endpoint in self.gone.drain(..) {
-            on(DeviceEvent::Disconnected { endpoint });
-        }
+        self.farewells.drain(..).for_each(on);
     }
 
     fn unwake(&self) {
@@ -406,12 +404,21 @@ impl Hub {
 
     /// Takes the fault records of a device.
     fn take_faults(&mut self, id: u64, on: &mut dyn FnMut(DeviceEvent)) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if let Some(connection) = self.connections.get_mut(&id) {
+            Self::take_faults_of(connection, &mut self.counters, on);
+        }
+    }
+
+    fn take_faults_of(
+        connection: &mut Connection,
+        counters: &mut Counters,
+        on: &mut dyn FnMut(DeviceEvent),
+    ) {
         let endpoint = connection.endpoint();
         let mut on = |record| on(DeviceEvent::Fault { endpoint, record });
         let taken = connection.take_faults(&mut on);
-        self.counters.faults += taken.good;
-        self.counters.bad_faults += taken.bad;
+        counters.faults += taken.good;
+        counters.bad_faults += taken.bad;
     }
 
     /// Refuses a device that breaks the protocol. An honest reader of it may still be inside a section,
@@ -428,8 +435,11 @@ impl Hub {
 
     /// Forgets a device that is gone, or that no longer counts.
     pub(crate) fn remove(&mut self, id: u64) {
-        let Some(connection) = self.connections.remove(&id) else { return };
+        let Some(mut connection) = self.connections.remove(&id) else { return };
         let endpoint = connection.endpoint();
+        let farewells = &mut self.farewells;
+        let mut last_words = |event| farewells.push(event);
+        Self::take_faults_of(&mut connection, &mut self.counters, &mut last_words);
         // The doorbell's file lives on in the device: closing our descriptor would not unwatch it. Both
         // may be unwatched already.
         let _gone = epoll::delete(&self.epoll, &connection.doorbell);
@@ -437,7 +447,7 @@ impl Hub {
         if let Some(endpoint) = self.endpoints.get_mut(&endpoint) {
             endpoint.connections.retain(|other| *other != id);
         }
-        self.gone.push(endpoint);
+        self.farewells.push(DeviceEvent::Disconnected { endpoint });
         self.ring();
         self.feed_starved();
     }

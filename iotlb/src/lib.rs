@@ -12,6 +12,8 @@ mod hub;
 mod iova_memory;
 mod link;
 mod message;
+#[cfg(test)]
+mod models;
 mod path;
 mod pieces;
 mod pin;

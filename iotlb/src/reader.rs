@@ -14,7 +14,7 @@ use crate::path::{self, Leaf, Path};
 use crate::pieces::Pieces;
 use crate::pin::{Pin, PinsFull};
 use crate::section;
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 use crate::tlb::Tlb;
 
 /// Paths that a reader remembers: PASIDs in turn beyond this many are looked up each time.
@@ -121,7 +121,7 @@ impl Reader {
     /// The epoch has moved: what was known is void, and the daemon may have told us something.
     #[cold]
     fn begin_anew(&self, now: u64) -> Result<(), Refused> {
-        section::acquire();
+        section::acquire::<AtomicU64>();
         let slot = &self.lane.line(&self.link.slot).epoch;
         let refused = match self.link.state() {
             State::Running => {

@@ -25,8 +25,9 @@
 //!   until the reader re-published a later epoch, which it does only after it flushed what it knew.
 //! - **W3 before R2**: R3 sees W2. The reader flushes its private translations, and because W2 releases
 //!   and R3 is followed by an acquire fence, its walks see W1.
-//! - **R1 overtaken by nothing**: a reader whose epoch moved between R3 and its store of the new one is
-//!   still covered by R1's older value, which no writer passes.
+//!
+//! A reader that finds a new epoch at R3 has its old value in the slot until it stores the new one. If
+//! the epoch moves again in between, the next writer meets one of the two values, and waits for both.
 //!
 //! W4 and W5: what a reader loaded in its section happens before R5 (Release), and W4 reads R5
 //! (Acquire), so a page that W5 zeroes is never seen half-way by an old section. R1 may be Relaxed: when
@@ -34,7 +35,7 @@
 //! entry or an earlier one; the fence R2 of that entry stands between its old sections and this store,
 //! and releases them.
 
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::{Ordering, Word};
 
 /// A slot whose reader is outside; no epoch has this value.
 pub(crate) const IDLE: u64 = 0;
@@ -51,11 +52,11 @@ pub(crate) const FIRST_EPOCH: u64 = 2;
 /// [`advance_to`], or [`leave`]s; before either it looks at nothing that the daemon wrote without
 /// [`acquire`].
 #[inline]
-pub(crate) fn enter(epoch: &AtomicU64, slot: &AtomicU64, seen: u64) -> u64 {
+pub(crate) fn enter<E: Word, S: Word>(epoch: &E, slot: &S, seen: u64) -> u64 {
     // Relaxed: see the module's last paragraph; the fence orders it before the load below.
     slot.store(seen, Ordering::Relaxed);
     // pairs with the fence in `publish`
-    fence(Ordering::SeqCst);
+    S::fence(Ordering::SeqCst);
     // Relaxed, and a fence in `acquire`: the region is mapped read-only, where only relaxed loads
     // are defined. An unchanged epoch was acquired when it was first seen.
     epoch.load(Ordering::Relaxed)
@@ -63,37 +64,37 @@ pub(crate) fn enter(epoch: &AtomicU64, slot: &AtomicU64, seen: u64) -> u64 {
 
 /// Everything that the daemon did before the epoch that [`enter`] found is seen from here on.
 #[inline]
-pub(crate) fn acquire() {
+pub(crate) fn acquire<S: Word>() {
     // pairs with the store in `publish`
-    fence(Ordering::Acquire);
+    S::fence(Ordering::Acquire);
 }
 
 /// The reader has found epoch `now` and flushed: it no longer uses anything older.
 #[inline]
-pub(crate) fn advance_to(slot: &AtomicU64, now: u64) {
+pub(crate) fn advance_to<S: Word>(slot: &S, now: u64) {
     // Release: pairs with the load in `has_passed`
     slot.store(now, Ordering::Release);
 }
 
 /// R5: the section is over.
 #[inline]
-pub(crate) fn leave(slot: &AtomicU64) {
+pub(crate) fn leave<S: Word>(slot: &S) {
     // Release: pairs with the load in `has_passed`
     slot.store(IDLE, Ordering::Release);
 }
 
 /// W2 and W3: what was withdrawn before is out of reach for every section that begins from now on.
-pub(crate) fn publish(epoch: &AtomicU64, new: u64) {
+pub(crate) fn publish<E: Word>(epoch: &E, new: u64) {
     // Release: pairs with the fence in `acquire`
     epoch.store(new, Ordering::Release);
     // pairs with the fence in `enter`
-    fence(Ordering::SeqCst);
+    E::fence(Ordering::SeqCst);
 }
 
 /// W4: true if the reader of `slot` uses nothing older than epoch `new`.
 ///
 /// The word belongs to another process, which may write anything: it is loaded once.
-pub(crate) fn has_passed(slot: &AtomicU64, new: u64) -> bool {
+pub(crate) fn has_passed<S: Word>(slot: &S, new: u64) -> bool {
     // Acquire: pairs with the stores in `leave` and `advance_to`
     let at = slot.load(Ordering::Acquire);
     at == IDLE || at >= new

@@ -1,8 +1,36 @@
-//! Atomics: the standard library's, or loom's when the interleavings are searched (`--cfg loom`).
+//! Atomics, and what of them an ordering argument needs: everything that takes part in one imports
+//! from here.
 //!
-//! Everything that takes part in an ordering argument imports from here.
+//! Words in shared memory are the standard library's. The section protocol is written over [`Word`], so
+//! that `models` can search its interleavings with loom's words, and break it by words that do less.
 
-#[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
-#[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// A 64-bit atomic, and the fences that go with it.
+pub(crate) trait Word {
+    /// Loads the word.
+    fn load(&self, order: Ordering) -> u64;
+
+    /// Stores `value`.
+    fn store(&self, value: u64, order: Ordering);
+
+    /// Orders what comes before and after.
+    fn fence(order: Ordering);
+}
+
+impl Word for AtomicU64 {
+    #[inline]
+    fn load(&self, order: Ordering) -> u64 {
+        Self::load(self, order)
+    }
+
+    #[inline]
+    fn store(&self, value: u64, order: Ordering) {
+        Self::store(self, value, order);
+    }
+
+    #[inline]
+    fn fence(order: Ordering) {
+        fence(order);
+    }
+}

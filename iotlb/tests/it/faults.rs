@@ -56,3 +56,23 @@ fn a_full_ring_drops_and_says_so_and_goes_on_when_it_was_emptied() {
     assert!(guard.report(&fault));
     daemon.events(|events| records(events).len() == full + 1);
 }
+
+#[test]
+fn a_device_that_reports_and_leaves_at_once_is_heard_before_its_end_is_told() {
+    let daemon = Daemon::start(HubConfig::default());
+    let device = daemon.connect();
+    let reader = device.reader().unwrap();
+    let guard = reader.enter().unwrap();
+    let fault = pieces(&guard, None, (0x5000, 8), Access::READ).1.unwrap();
+    let (hold, go) = std::sync::mpsc::channel::<()>();
+    let held = daemon.begin(move |_| _ = go.recv());
+    assert!(guard.report(&fault));
+    drop(guard);
+    drop((reader, device));
+    drop(hold);
+    held.recv().unwrap();
+    let gone = DeviceEvent::Disconnected { endpoint: ENDPOINT };
+    let events = daemon.events(|events| events.contains(&gone));
+    let fault = DeviceEvent::Fault { endpoint: ENDPOINT, record: FaultRecord::from(&fault) };
+    assert_eq!(events[1..], [fault, gone]);
+}
