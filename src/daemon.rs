@@ -159,6 +159,8 @@ impl Daemon {
     /// # Errors
     /// [`DaemonError::Loop`].
     pub fn run(&mut self) -> Result<(), DaemonError> {
+        // A connection that was handed over is there already, and nothing reports it.
+        self.serve_front_end(Ready::default())?;
         while !(self.connection.is_none() && self.door.is_used_up()) {
             let ready = self.wait()?;
             if ready.stop {

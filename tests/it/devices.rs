@@ -272,6 +272,8 @@ fn a_pause_with_a_function_reset_in_it_restores_the_attachment() {
 fn two_hundred_device_connections_leave_no_descriptor_behind() {
     let daemon = Daemon::start();
     let (_guest, dma) = mapped(&daemon);
+    // Answered by the daemon's one thread: it is done with the greeting.
+    dma.device.function_started().unwrap();
     let before = daemon.open_fds();
     for _ in 0..200 {
         assert_eq!(Dma::connect(&daemon).page(0x1000), Ok(0x5000));

@@ -47,7 +47,8 @@ fn an_endpoint_that_is_attached_to_nothing_faults_for_that_reason() {
     let daemon = Daemon::with(&["--boot-bypass", "off"]);
     let mut guest = Guest::start(&daemon);
     guest.post_event_buffer(0, 24);
-    Dma::connect(&daemon).access(0x8000, 4, Access::READ).unwrap_err();
+    let dma = Dma::connect(&daemon);
+    dma.access(0x8000, 4, Access::READ).unwrap_err();
     let expected = Fault { reason: DOMAIN, ..mapping_fault(0x8000, READ) };
     assert_eq!(guest.wait_event(), expected);
 }

@@ -10,6 +10,7 @@
     reason = "tests: whatever goes wrong ends the test"
 )]
 
+mod command_line;
 mod config_space;
 mod devices;
 mod events;

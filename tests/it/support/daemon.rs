@@ -151,11 +151,6 @@ impl Daemon {
         self.signal(Signal::TERM);
         self.child.wait().unwrap()
     }
-
-    /// Waits for an end that comes by itself.
-    pub(crate) fn wait(&mut self) -> ExitStatus {
-        self.child.wait().unwrap()
-    }
 }
 
 impl Drop for Daemon {

@@ -66,11 +66,6 @@ impl Queue {
         }
     }
 
-    /// Bytes that a queue of `size` entries needs.
-    pub(crate) fn footprint(size: u16) -> u64 {
-        16 * u64::from(size) + 6 + 2 * u64::from(size) + 4 + 6 + 8 * u64::from(size)
-    }
-
     /// Writes descriptor `index` of the table at `table`.
     pub(crate) fn write_descriptor(&self, table: u64, index: u16, descriptor: Descriptor) {
         let at = table + 16 * u64::from(index);

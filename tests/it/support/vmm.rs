@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
@@ -69,7 +70,12 @@ pub(crate) struct Vmm {
 impl Vmm {
     /// Connects and agrees on protocol features, each later message to be acknowledged.
     pub(crate) fn connect(daemon: &Daemon) -> Self {
-        let mut front_end = Frontend::from_stream(daemon.connect(), 2);
+        Self::over(daemon.connect())
+    }
+
+    /// The same over a connection that is there.
+    pub(crate) fn over(stream: UnixStream) -> Self {
+        let mut front_end = Frontend::from_stream(stream, 2);
         let features = front_end.get_features().unwrap();
         assert_ne!(features & 1 << 30, 0, "protocol features have to be there");
         front_end.set_features(features & (1 << 30)).unwrap();
