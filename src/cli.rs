@@ -18,7 +18,7 @@ use viommu_pgtable::IovaRange;
 
 use crate::config::{
     self, Config, ConfigError, EndpointOption, FunctionError, FunctionRange, MAX_POLL_US,
-    MAX_STUCK_MS, NumberError, StuckDevice,
+    MAX_STUCK_MS, NumberError, Sandbox, StuckDevice,
 };
 use crate::iommu::Settings;
 
@@ -132,6 +132,9 @@ struct Serve {
     /// What becomes of it then.
     #[arg(long, value_enum, value_name = "ACTION", default_value_t = StuckDevice::Kill)]
     stuck_device: StuckDevice,
+    /// Whether the daemon locks itself in once everything is open: no capabilities, landlock, seccomp.
+    #[arg(long, value_enum, value_name = "auto|none", default_value_t = Sandbox::Auto)]
+    sandbox: Sandbox,
     /// What is logged: off, error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
     log_level: log::LevelFilter,
@@ -220,6 +223,7 @@ impl TryFrom<Serve> for Config {
             poll: Duration::from_micros(serve.poll_us),
             stuck_after: Duration::from_millis(serve.stuck_ms),
             stuck_device: serve.stuck_device,
+            sandbox: serve.sandbox,
             log_level: serve.log_level,
         })
     }

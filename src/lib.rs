@@ -6,4 +6,5 @@ pub mod daemon;
 pub mod device;
 pub mod iommu;
 pub mod protocol;
+pub mod sandbox;
 pub mod viot;

@@ -2,13 +2,14 @@
 
 use std::error::Error;
 use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use viommu::cli::{self, Invocation, ViotRequest};
-use viommu::config::{Arch, Config, INPUT_BITS, Socket, StuckDevice};
+use viommu::config::{Arch, Config, INPUT_BITS, Sandbox, Socket, StuckDevice};
 use viommu::daemon::{Daemon, FrontEnds};
 use viommu::iommu::Iommu;
-use viommu::viot;
+use viommu::{sandbox, viot};
 use viommu_backend::{DevicePlace, SoftwareConfig, SoftwareIommu};
 use viommu_iotlb::{Arch as Tables, HubConfig, StuckPolicy};
 
@@ -41,7 +42,7 @@ fn write_viot(request: &ViotRequest) -> Result<(), Failure> {
         .map_err(|error| format!("cannot write {}: {error}", request.output.display()).into())
 }
 
-/// The daemon's life: log, listen, make the tables, serve.
+/// The daemon's life: log, listen, make the tables, lock itself in, serve.
 ///
 /// A descriptor that was handed over is taken before anything else opens one.
 fn serve(config: Config) -> Result<(), Failure> {
@@ -51,12 +52,27 @@ fn serve(config: Config) -> Result<(), Failure> {
         Socket::Fd(raw) => FrontEnds::from_fd(*raw)?,
     };
     let host = tables(&config)?;
+    let (sandbox, sockets) = (config.sandbox, sockets(&config));
     let count = config.endpoints.len();
     let specs = config.endpoints.into_iter().map(|endpoint| endpoint.spec).collect();
     let iommu = Iommu::new(config.settings, specs)?;
     let mut daemon = Daemon::new(front_ends, iommu, host)?;
+    match sandbox {
+        Sandbox::Auto => log::info!("sandbox {}", sandbox::enter(&sockets)),
+        Sandbox::None => log::info!("no sandbox, as asked"),
+    }
     log::info!("serving {count} endpoints, waiting for a front-end");
     Ok(daemon.run()?)
+}
+
+/// The sockets' files, which the daemon removes when it ends.
+fn sockets(config: &Config) -> Vec<PathBuf> {
+    let front_end = match &config.socket {
+        Socket::Path(path) => Some(path.clone()),
+        Socket::Fd(_) => None,
+    };
+    let devices = config.endpoints.iter().filter_map(|endpoint| endpoint.socket.clone());
+    front_end.into_iter().chain(devices).collect()
 }
 
 /// The software IOMMU with its endpoints, and the sockets of their device processes.

@@ -41,6 +41,7 @@ fn the_least_command_line_has_the_documented_defaults() {
         poll: Duration::ZERO,
         stuck_after: Duration::from_secs(1),
         stuck_device: StuckDevice::Kill,
+        sandbox: Sandbox::Auto,
         log_level: log::LevelFilter::Info,
     };
     assert_eq!(serve("--socket-path /run/s --endpoint 00:02.0"), expected);
@@ -52,7 +53,7 @@ fn every_option_reaches_the_configuration() {
         "--fd 5 --endpoint 00:02.0,socket=/d --endpoint=00:03.0 --arch vtd --input-bits 39 \
          --page-sizes 64K+2M --iova-window 16M-0x3effffff --boot-bypass off --max-domains 7 \
          --max-mappings 9 --table-memory 64M --poll-us 50 --stuck-ms 20 --stuck-device disconnect \
-         --log-level trace",
+         --sandbox none --log-level trace",
     );
     let endpoint = |raw, socket: Option<&str>| EndpointConfig {
         spec: EndpointSpec::x86(EndpointId::new(raw)),
@@ -75,6 +76,7 @@ fn every_option_reaches_the_configuration() {
         poll: Duration::from_micros(50),
         stuck_after: Duration::from_millis(20),
         stuck_device: StuckDevice::Disconnect,
+        sandbox: Sandbox::None,
         log_level: log::LevelFilter::Trace,
     };
     assert_eq!(config, expected);
@@ -97,7 +99,7 @@ fn a_wrong_command_line_says_what_would_be_right() {
         ("--socket-path /s --endpoint 00:02.0 --stuck-ms 0", "1..=60000"),
         ("--socket-path /s --endpoint 00:02.0 --stuck-device wait", "kill, disconnect"),
         ("--socket-path /s --endpoint 00:02.0 --log-level loud", "error, warn, info"),
-        ("--socket-path /s --endpoint 00:02.0 --sandbox auto", "unexpected argument"),
+        ("--socket-path /s --endpoint 00:02.0 --sandbox full", "auto, none"),
         ("launch", "unrecognized subcommand"),
         ("viot --iommu 00:01.0 --output f", "--endpoint"),
         ("viot --iommu 00:01.0-00:02.0 --endpoint 00:02.0 --output f", "write [SSSS:]BB:DD.F"),

@@ -85,8 +85,19 @@ pub struct Config {
     pub stuck_after: Duration,
     /// What becomes of it then.
     pub stuck_device: StuckDevice,
+    /// Whether the daemon locks itself in.
+    pub sandbox: Sandbox,
     /// What is logged.
     pub log_level: log::LevelFilter,
+}
+
+/// Whether the daemon locks itself in once everything is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Sandbox {
+    /// As far as the kernel lets it; what is missing is logged.
+    Auto,
+    /// Not at all.
+    None,
 }
 
 /// Options that contradict each other or make no daemon; the message says what would be right.

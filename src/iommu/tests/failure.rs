@@ -36,7 +36,8 @@ fn a_refused_request_leaves_state_and_host_as_they_were() {
         (attach(A, 3, true), 1),
         (attach(A, 2, true), 1),
         (attach(B, 1, false), 1),
-        (Request::Detach(Detach { domain: domain(1), endpoint: A }), 1),
+        // to nowhere, since bypass is off: no host refuses that
+        (Request::Detach(Detach { domain: domain(1), endpoint: A }), 0),
         (map(1, pages(50, 60), output(50)), 1),
         (unmap(1, pages(0, 29)), 0),
     ];
@@ -44,6 +45,17 @@ fn a_refused_request_leaves_state_and_host_as_they_were() {
         let fallible = every_refusal_is_undone(both_attached, |rig| rig.request(&request).is_ok());
         assert_eq!(fallible, calls, "{request:?}");
     }
+}
+
+#[test]
+fn a_refused_detach_into_bypass_leaves_the_endpoint_in_its_domain() {
+    let prepare = || {
+        let mut rig = both_attached();
+        rig.iommu.set_bypass(&mut rig.host, true).unwrap();
+        rig
+    };
+    let detach = Request::Detach(Detach { domain: domain(1), endpoint: A });
+    assert_eq!(every_refusal_is_undone(prepare, |rig| rig.request(&detach).is_ok()), 1);
 }
 
 #[test]
@@ -70,8 +82,8 @@ fn a_refused_change_of_bypass_is_undone_in_reverse() {
 #[test]
 fn start_names_the_endpoint_that_the_host_refused_and_serves_nothing() {
     let mut host = Recording::new(HOST);
-    let mut iommu =
-        Iommu::new(settings(), vec![EndpointSpec::x86(A), EndpointSpec::x86(B)]).unwrap();
+    let settings = Settings { boot_bypass: true, ..settings() };
+    let mut iommu = Iommu::new(settings, vec![EndpointSpec::x86(A), EndpointSpec::x86(B)]).unwrap();
     host.fail_after(1);
     let error = iommu.start(&mut host).unwrap_err();
     assert_eq!(error.to_string(), "endpoint 0000:00:03.0: attach: told to fail");
