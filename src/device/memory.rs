@@ -138,10 +138,22 @@ impl GuestRam {
 fn map(place: Placement, file: FileOffset) -> Result<GuestRegionMmap, MemoryError> {
     let Placement { gpa, size_bytes: size, .. } = place;
     let wraps = || MemoryError::Wraps { gpa, size };
+    let unmappable = |source| MemoryError::Unmappable { gpa, size, source };
     let length = usize::try_from(size).map_err(|_| wraps())?;
-    let mapping = MmapRegion::from_file(file, length)
-        .map_err(|source| MemoryError::Unmappable { gpa, size, source })?;
+    reaches(&file, size).map_err(unmappable)?;
+    let mapping = MmapRegion::from_file(file, length).map_err(unmappable)?;
     GuestRegionMmap::new(mapping, GuestAddress(gpa)).ok_or_else(wraps)
+}
+
+/// Checks that a regular file has `size` bytes from its offset on: touching what it has not would end the
+/// process. Other files, a DAX device for one, have no length to compare.
+fn reaches(file: &FileOffset, size: u64) -> Result<(), MmapRegionError> {
+    let end = file.start().checked_add(size).ok_or(MmapRegionError::InvalidOffsetLength)?;
+    let metadata = file.file().metadata().map_err(MmapRegionError::Mmap)?;
+    if metadata.is_file() && metadata.len() < end {
+        return Err(MmapRegionError::MappingPastEof);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
