@@ -223,6 +223,8 @@ impl<H: HostIommu> Device<H> {
     /// A device process says that its function does DMA again; it waits likewise.
     pub fn function_started(&mut self, endpoint: EndpointId) {
         self.iommu.function_started(endpoint);
+        // withdraws nothing, but the device process's answer goes out with it
+        self.host.sync();
     }
 
     /// The request queue's turn.
