@@ -42,4 +42,4 @@ pub use alloc::{Allocator, ReserveError};
 pub use endpoint::{EndpointId, Pasid, Requester};
 pub use leaf::SetError;
 pub use lookup::{FirstTable, LookupFault, Route, SecondTable, Structures, lookup};
-pub use space::{Space, Spaces};
+pub use space::{Memories, Space, Spaces};

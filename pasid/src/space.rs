@@ -5,7 +5,7 @@
 //! chosen once, from the entry that the daemon wrote, and inherited by everything below that entry. So a
 //! guest's table, or a guest's context descriptor, never leads into the region, whatever its bytes say.
 
-use viommu_pgtable::{Fault, PhysAddr, TableMemory};
+use viommu_pgtable::{Access, Fault, FaultKind, Iova, PhysAddr, Purpose, Stage, TableMemory, walk};
 
 use crate::smmuv3::Stage2;
 
@@ -53,5 +53,53 @@ pub trait Spaces {
     /// The space that `pointer` leads into, if the daemon wrote it into an entry without a second level.
     fn space_of(&self, pointer: PhysAddr) -> Space {
         if pointer >= self.table_base() { Space::Tables } else { Space::Guest }
+    }
+}
+
+/// The spaces of a reader that has the region and the guest's memory at hand.
+#[derive(Debug)]
+pub struct Memories<'a, T: ?Sized, G: ?Sized> {
+    tables: &'a T,
+    guest: &'a G,
+    table_base: PhysAddr,
+}
+
+impl<'a, T: TableMemory + ?Sized, G: TableMemory + ?Sized> Memories<'a, T, G> {
+    /// `tables` from `table_base` on; `guest` has nothing there.
+    #[must_use]
+    pub const fn new(tables: &'a T, guest: &'a G, table_base: PhysAddr) -> Self {
+        Self { tables, guest, table_base }
+    }
+}
+
+impl<T: TableMemory + ?Sized, G: TableMemory + ?Sized> Spaces for Memories<'_, T, G> {
+    type Tables = T;
+
+    fn tables(&self) -> &T {
+        self.tables
+    }
+
+    fn table_base(&self) -> PhysAddr {
+        self.table_base
+    }
+
+    /// What `guest` has, below the tables.
+    fn load_guest(&self, at: PhysAddr) -> Option<u64> {
+        if at < self.table_base { self.guest.load(at) } else { None }
+    }
+
+    fn load_through(&self, second: &Stage2, at: PhysAddr) -> Result<u64, Fault> {
+        let for_entry = |fault| Fault { purpose: Purpose::TableEntry, ..fault };
+        let input = Iova::new(at.raw());
+        let found = walk(second.format(), self.tables, second.root(), input, Access::READ)
+            .map_err(for_entry)?;
+        self.load_guest(found.oa).ok_or(Fault {
+            stage: Stage::Second,
+            purpose: Purpose::TableEntry,
+            input: at.raw(),
+            level: 0,
+            entry_at: found.oa,
+            kind: FaultKind::Unreadable,
+        })
     }
 }

@@ -1,9 +1,9 @@
 //! The context descriptor: the stage 1 tables of one PASID (IHI 0070, 5.4).
 
 use bitflags::bitflags;
-use viommu_pgtable::{Iova, PhysAddr};
+use viommu_pgtable::{ArmStage1, Format, Granule, Iova, PhysAddr};
 
-use super::geometry::{AddressSize, Granule, align_down, is_input_width};
+use super::geometry::{AddressSize, align_down, decode_tg0, decode_tg1, encode_tg1, granule_of};
 use super::{USED_WORDS, field};
 use crate::leaf::WORDS;
 
@@ -51,26 +51,37 @@ bitflags! {
     }
 }
 
+impl ContextControls {
+    /// Those that ask more of a walk than [`ArmStage1`] does: who cannot honour one that is set refuses
+    /// the access.
+    pub const BEYOND_FORMAT: Self = Self::ACCESS_FLAG_IGNORED
+        .union(Self::WRITE_EXECUTE_NEVER)
+        .union(Self::USER_WRITE_EXECUTE_NEVER)
+        .union(Self::PRIVILEGED_ACCESS_NEVER);
+}
+
 /// One stage 1 table.
 ///
-/// Holding one proves that the shape is one of the architecture's and the root aligned. It does not prove
-/// that the root is within reach of the descriptor's output.
+/// Holding one proves that the root is aligned, and within reach of the output. The width of the output is
+/// one that a descriptor can say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stage1Table {
     root: PhysAddr,
-    input_bits: u8,
+    format: ArmStage1,
     granule: Granule,
+    output: AddressSize,
 }
 
 impl Stage1Table {
-    /// A table; `None` if the input has less than 25 or more than 48 bits, or `root` is not a multiple of
-    /// the size of its table (16 bytes at least).
+    /// A table; `None` if `root` is not a multiple of the size of the root table, or wider than the output,
+    /// or if the output has a width that is not an [`AddressSize`].
     #[must_use]
-    pub const fn new(root: PhysAddr, input_bits: u8, granule: Granule) -> Option<Self> {
-        if !is_input_width(input_bits) || !root.is_aligned(root_lg2(input_bits, granule)) {
-            return None;
-        }
-        Some(Self { root, input_bits, granule })
+    pub fn new(root: PhysAddr, format: ArmStage1) -> Option<Self> {
+        let geometry = format.geometry();
+        let granule = granule_of(geometry.granule_lg2)?;
+        let output = AddressSize::from_bits(geometry.output_bits)?;
+        let fits = root.is_aligned(geometry.root_bytes_lg2()) && output.holds(root);
+        fits.then_some(Self { root, format, granule, output })
     }
 
     /// The root table.
@@ -79,63 +90,89 @@ impl Stage1Table {
         self.root
     }
 
-    /// Width of its input.
+    /// What its entries mean, and which inputs it has: those from 0 up, see
+    /// [`ContextDescriptor::table_for`].
     #[must_use]
-    pub const fn input_bits(&self) -> u8 {
-        self.input_bits
+    pub const fn format(&self) -> &ArmStage1 {
+        &self.format
     }
 
-    /// Size of the smallest page.
-    #[must_use]
-    pub const fn granule(&self) -> Granule {
-        self.granule
-    }
-
-    /// The fields of word 0 without TG, in the lower table's places.
-    const fn pack(&self) -> u64 {
-        ((64 - self.input_bits) as u64) << T0SZ.0 | WALK_ATTRIBUTES
+    /// The fields of word 0, in the lower table's places, with `tg` of the caller's encoding.
+    fn pack(&self, tg: u64) -> u64 {
+        u64::from(64 - self.format.geometry().input_bits) << T0SZ.0 | WALK_ATTRIBUTES | tg << TG0.0
     }
 
     /// The table; `None` if it is illegal.
-    fn unpack(t_sz: u64, granule: Option<Granule>, ttb: u64, output: AddressSize) -> Option<Self> {
-        let granule = granule?;
-        let input_bits = 64 - u8::try_from(t_sz).ok()?;
-        if !is_input_width(input_bits) {
-            return None;
-        }
+    fn unpack(
+        fields: u64,
+        granule: Option<Granule>,
+        ttb: u64,
+        output: AddressSize,
+    ) -> Option<Self> {
+        let input_bits = 64 - u8::try_from(field(fields, T0SZ.0, T0SZ.1)).ok()?;
+        let format = ArmStage1::new(granule?, input_bits, output.bits()).ok()?;
         // bits below the alignment are reserved, and read as zero
-        let root = align_down(ttb & TTB, root_lg2(input_bits, granule));
-        if !output.holds(root) {
-            return None;
-        }
-        Self::new(root, input_bits, granule)
+        Self::new(align_down(ttb & TTB, format.geometry().root_bytes_lg2()), format)
     }
 }
 
-/// Bytes of the root table, log2; `input_bits` is at least 25, more than any granule has.
-const fn root_lg2(input_bits: u8, granule: Granule) -> u8 {
-    let indexed = input_bits - granule.lg2();
-    let rest = indexed % granule.index_bits();
-    let root_index_bits = if rest == 0 { granule.index_bits() } else { rest };
-    root_index_bits + 3
+/// The two tables of a descriptor, of which either may be missing: its addresses fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stage1Tables {
+    lower: Option<Stage1Table>,
+    upper: Option<Stage1Table>,
+}
+
+impl Stage1Tables {
+    /// One table, for addresses from 0 up.
+    #[must_use]
+    pub const fn lower_only(table: Stage1Table) -> Self {
+        Self { lower: Some(table), upper: None }
+    }
+
+    /// Both, or either, or none; `None` if the outputs of both have different widths, which a descriptor
+    /// cannot say.
+    #[must_use]
+    pub fn new(lower: Option<Stage1Table>, upper: Option<Stage1Table>) -> Option<Self> {
+        match (&lower, &upper) {
+            (Some(one), Some(other)) if one.output != other.output => None,
+            _ => Some(Self { lower, upper }),
+        }
+    }
+
+    /// The table for addresses from 0 up: TTB0.
+    #[must_use]
+    pub const fn lower(&self) -> Option<&Stage1Table> {
+        self.lower.as_ref()
+    }
+
+    /// The table for addresses up to 2^64 - 1: TTB1.
+    #[must_use]
+    pub const fn upper(&self) -> Option<&Stage1Table> {
+        self.upper.as_ref()
+    }
+
+    /// Both, those that are there.
+    pub fn iter(&self) -> impl Iterator<Item = &Stage1Table> {
+        self.lower.iter().chain(&self.upper)
+    }
+
+    /// IPS; any does if there is no table.
+    fn output(&self) -> AddressSize {
+        self.iter().next().map_or(AddressSize::Bits48, |table| table.output)
+    }
 }
 
 /// A valid context descriptor.
-///
-/// A root that is wider than `output` can be packed; what is packed then is illegal, and faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContextDescriptor {
-    /// The table for addresses from 0 up: TTB0. Without it they fault.
-    pub lower: Option<Stage1Table>,
-    /// The table for addresses up to 2^64 - 1: TTB1. Without it they fault.
-    pub upper: Option<Stage1Table>,
-    /// Width of the output of both: IPS.
-    pub output: AddressSize,
+    /// The tables.
+    pub tables: Stage1Tables,
     /// The number with which hardware tags its caches. No walker here keeps such a cache.
     pub asid: u16,
     /// Memory types that entries name: MAIR0 and MAIR1.
     pub mair: u64,
-    /// How both tables are used.
+    /// How the tables are used.
     pub controls: ContextControls,
 }
 
@@ -143,19 +180,19 @@ impl ContextDescriptor {
     /// The eight words of the descriptor, word 0 first.
     #[must_use]
     pub fn pack(&self) -> [u64; WORDS] {
-        let lower = self.lower.map_or(EPD0, |table| table.pack() | table.granule.encode() << TG0.0);
-        let upper =
-            self.upper.map_or(EPD0, |table| table.pack() | table.granule.encode_upper() << TG0.0);
-        let word0 = lower
-            | upper << UPPER_SHIFT
+        let (lower, upper) = (self.tables.lower(), self.tables.upper());
+        let lower_fields = lower.map_or(EPD0, |table| table.pack(u64::from(table.granule.tg0())));
+        let upper_fields = upper.map_or(EPD0, |table| table.pack(encode_tg1(table.granule)));
+        let word0 = lower_fields
+            | upper_fields << UPPER_SHIFT
             | VALID
-            | self.output.encode() << IPS.0
+            | self.tables.output().encode() << IPS.0
             | self.controls.bits()
             | NEEDED
             | RECORD
             | u64::from(self.asid) << ASID.0;
-        let root = |table: Option<Stage1Table>| table.map_or(0, |table| table.root.raw() & TTB);
-        [word0, root(self.lower), root(self.upper), self.mair, 0, 0, 0, 0]
+        let root = |table: Option<&Stage1Table>| table.map_or(0, |table| table.root.raw());
+        [word0, root(lower), root(upper), self.mair, 0, 0, 0, 0]
     }
 
     /// The descriptor whose first four words these are; `None` if it is not valid, or illegal (5.4.2).
@@ -165,53 +202,56 @@ impl ContextDescriptor {
         if word0 & VALID == 0 || word0 & NEEDED != NEEDED || word0 & NOT_OFFERED != 0 {
             return None;
         }
-        let output = AddressSize::decode(field(word0, IPS.0, IPS.1));
-        let lower = match word0 & EPD0 {
-            0 => {
-                let granule = Granule::decode(field(word0, TG0.0, TG0.1));
-                Some(Stage1Table::unpack(field(word0, T0SZ.0, T0SZ.1), granule, ttb0, output)?)
-            }
-            _ => None,
-        };
-        let word_upper = word0 >> UPPER_SHIFT;
-        let upper = match word_upper & EPD0 {
-            0 => {
-                let granule = Granule::decode_upper(field(word_upper, TG0.0, TG0.1));
-                Some(Stage1Table::unpack(field(word_upper, T0SZ.0, T0SZ.1), granule, ttb1, output)?)
-            }
-            _ => None,
-        };
-        let big_endian = word0 & ENDI != 0 && (lower.is_some() || upper.is_some());
-        if big_endian {
+        let tables = unpack_tables(word0, ttb0, ttb1)?;
+        if word0 & ENDI != 0 && tables.iter().next().is_some() {
             return None;
         }
         let asid = u16::try_from(field(word0, ASID.0, ASID.1)).ok()?;
-        let controls = ContextControls::from_bits_truncate(word0);
-        Some(Self { lower, upper, output, asid, mair, controls })
+        Some(Self { tables, asid, mair, controls: ContextControls::from_bits_truncate(word0) })
     }
 
-    /// The table that translates `iova`, and the part of `iova` that it is asked for: below
-    /// `1 << input_bits`. `None` if neither does: a translation fault.
+    /// The table that translates `iova`, and what it is asked for: an address below the end of its inputs.
+    /// `None` if neither does: a translation fault.
     ///
     /// Bit 55 chooses; all bits from the input's width up must equal it, but for a top byte that is
-    /// ignored (Arm ARM, VMSAv8-64 address selection).
+    /// ignored (Arm ARM, D8.2).
     #[must_use]
-    pub fn table_for(&self, iova: Iova) -> Option<(Stage1Table, Iova)> {
+    pub fn table_for(&self, iova: Iova) -> Option<(&Stage1Table, Iova)> {
         const TOP_BYTE: u64 = 0xff << 56;
         let is_upper = iova.raw() & 1 << 55 != 0;
         let (table, top_byte_ignored) = if is_upper {
-            (self.upper?, ContextControls::UPPER_TOP_BYTE_IGNORED)
+            (self.tables.upper()?, ContextControls::UPPER_TOP_BYTE_IGNORED)
         } else {
-            (self.lower?, ContextControls::LOWER_TOP_BYTE_IGNORED)
+            (self.tables.lower()?, ContextControls::LOWER_TOP_BYTE_IGNORED)
         };
         // all ones become all zeros: what is left must be zero above the input's width
         let mut rest = if is_upper { !iova.raw() } else { iova.raw() };
         if self.controls.contains(top_byte_ignored) {
             rest &= !TOP_BYTE;
         }
-        if rest >> table.input_bits != 0 {
+        let input_bits = table.format.geometry().input_bits;
+        if rest >> input_bits != 0 {
             return None;
         }
-        Some((table, Iova::new(iova.raw() & ((1 << table.input_bits) - 1))))
+        Some((table, Iova::new(iova.raw() & ((1 << input_bits) - 1))))
     }
+}
+
+/// The tables of a descriptor; `None` if one that is on is illegal.
+fn unpack_tables(word0: u64, ttb0: u64, ttb1: u64) -> Option<Stage1Tables> {
+    let output = AddressSize::decode(field(word0, IPS.0, IPS.1));
+    let upper_fields = word0 >> UPPER_SHIFT;
+    let lower = if word0 & EPD0 == 0 {
+        let granule = decode_tg0(field(word0, TG0.0, TG0.1));
+        Some(Stage1Table::unpack(word0, granule, ttb0, output)?)
+    } else {
+        None
+    };
+    let upper = if upper_fields & EPD0 == 0 {
+        let granule = decode_tg1(field(upper_fields, TG0.0, TG0.1));
+        Some(Stage1Table::unpack(upper_fields, granule, ttb1, output)?)
+    } else {
+        None
+    };
+    Stage1Tables::new(lower, upper)
 }

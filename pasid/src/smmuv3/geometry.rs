@@ -1,86 +1,41 @@
-//! Sizes that entries of both stages encode: granules, address sizes, the shape of a table.
+//! Sizes that entries of both stages encode.
 
-use viommu_pgtable::PhysAddr;
+use viommu_pgtable::{Granule, PhysAddr};
 
 use super::OUTPUT_BITS;
 
-/// Inputs of a table have 25 to 48 bits: `TxSZ` is 16 to 39 (IHI 0070, 5.4.2, `CDTxSZInvalid`).
-const MIN_INPUT_BITS: u8 = 64 - 39;
-const MAX_INPUT_BITS: u8 = 64 - 16;
-
-/// The size of the smallest page, and of a whole table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Granule {
-    /// 4 KiB.
-    Size4K,
-    /// 16 KiB.
-    Size16K,
-    /// 64 KiB.
-    Size64K,
+/// The granule of `1 << lg2` bytes.
+pub(super) const fn granule_of(lg2: u8) -> Option<Granule> {
+    match lg2 {
+        12 => Some(Granule::K4),
+        14 => Some(Granule::K16),
+        16 => Some(Granule::K64),
+        _ => None,
+    }
 }
 
-impl Granule {
-    /// The granule of `1 << lg2` bytes, if Arm has it.
-    #[must_use]
-    pub const fn from_lg2(lg2: u8) -> Option<Self> {
-        match lg2 {
-            12 => Some(Self::Size4K),
-            14 => Some(Self::Size16K),
-            16 => Some(Self::Size64K),
-            _ => None,
-        }
+/// The encoding of `TG1`, which is not that of `TG0` (IHI 0070, 5.4).
+pub(super) const fn encode_tg1(granule: Granule) -> u64 {
+    match granule {
+        Granule::K16 => 0b01,
+        Granule::K4 => 0b10,
+        Granule::K64 => 0b11,
     }
+}
 
-    /// Base-2 logarithm of its bytes.
-    #[must_use]
-    pub const fn lg2(self) -> u8 {
-        match self {
-            Self::Size4K => 12,
-            Self::Size16K => 14,
-            Self::Size64K => 16,
-        }
+/// The granule of `TG1`; 0 is reserved.
+pub(super) const fn decode_tg1(field: u64) -> Option<Granule> {
+    match field {
+        0b01 => Some(Granule::K16),
+        0b10 => Some(Granule::K4),
+        0b11 => Some(Granule::K64),
+        _ => None,
     }
+}
 
-    /// Bits of an input address that index one table.
-    pub(super) const fn index_bits(self) -> u8 {
-        self.lg2() - 3
-    }
-
-    /// The encoding of `TG0` and `S2TG`.
-    pub(super) const fn encode(self) -> u64 {
-        match self {
-            Self::Size4K => 0b00,
-            Self::Size64K => 0b01,
-            Self::Size16K => 0b10,
-        }
-    }
-
-    pub(super) const fn decode(field: u64) -> Option<Self> {
-        match field {
-            0b00 => Some(Self::Size4K),
-            0b01 => Some(Self::Size64K),
-            0b10 => Some(Self::Size16K),
-            _ => None,
-        }
-    }
-
-    /// The encoding of `TG1`, which is another one.
-    pub(super) const fn encode_upper(self) -> u64 {
-        match self {
-            Self::Size16K => 0b01,
-            Self::Size4K => 0b10,
-            Self::Size64K => 0b11,
-        }
-    }
-
-    pub(super) const fn decode_upper(field: u64) -> Option<Self> {
-        match field {
-            0b01 => Some(Self::Size16K),
-            0b10 => Some(Self::Size4K),
-            0b11 => Some(Self::Size64K),
-            _ => None,
-        }
-    }
+/// The granule of `TG0`; 3 is reserved.
+pub(super) fn decode_tg0(field: u64) -> Option<Granule> {
+    Granule::from_tg0(u8::try_from(field).ok()?)
 }
 
 /// The width of a stage's output: `IPS` and `S2PS`.
@@ -155,11 +110,6 @@ impl AddressSize {
     pub(super) const fn holds(self, address: PhysAddr) -> bool {
         address.raw() >> self.bits() == 0
     }
-}
-
-/// True if a table may have an input of `bits` bits.
-pub(super) const fn is_input_width(bits: u8) -> bool {
-    MIN_INPUT_BITS <= bits && bits <= MAX_INPUT_BITS
 }
 
 /// `address` with its low `lg2` bits cleared: how the SMMU reads pointers to what is aligned to its size.

@@ -166,9 +166,8 @@ impl<'a, S: Spaces + ?Sized> Contexts<'a, S> {
 
     /// Stage 1 tables lie in the region only if the daemon wrote the descriptor, and every root does.
     fn space_of_tables(&self, descriptor: &ContextDescriptor) -> Space {
-        let in_region = |table: Stage1Table| self.spaces.space_of(table.root()) == Space::Tables;
-        let all_in_region =
-            descriptor.lower.is_none_or(in_region) && descriptor.upper.is_none_or(in_region);
+        let in_region = |table: &Stage1Table| self.spaces.space_of(table.root()) == Space::Tables;
+        let all_in_region = descriptor.tables.iter().all(in_region);
         if self.space == Space::Tables && all_in_region { Space::Tables } else { Space::Guest }
     }
 }

@@ -46,10 +46,10 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use cd::{ContextControls, ContextDescriptor, Stage1Table};
+pub use cd::{ContextControls, ContextDescriptor, Stage1Table, Stage1Tables};
 pub use context::ContextTable;
 pub use fault::{LookupFault, LookupFaultKind, walk_event};
-pub use geometry::{AddressSize, Granule};
+pub use geometry::AddressSize;
 pub use lookup::lookup;
 pub use stage2::Stage2;
 pub use ste::{ContextLayout, Stage1, StreamConfig, StreamEntry, Untagged};

@@ -1,17 +1,14 @@
 //! The stage 2 fields of a stream table entry (IHI 0070, 5.2: `S2*`).
 
-use viommu_pgtable::PhysAddr;
+use viommu_pgtable::{ArmStage2, Format, PhysAddr};
 
-use super::field;
-use super::geometry::{AddressSize, Granule, align_down, is_input_width};
+use super::geometry::{AddressSize, align_down};
+use super::{OUTPUT_BITS, field};
 
-/// Word 2.
-const T0SZ: (u32, u32) = (32, 6);
-const SL0: (u32, u32) = (38, 2);
-/// `S2IR0`, `S2OR0`: write-back, read- and write-allocate; `S2SH0`: inner shareable.
-const WALK_ATTRIBUTES: u64 = 0b01 << 40 | 0b01 << 42 | 0b11 << 44;
-const TG: (u32, u32) = (46, 2);
-const PS: (u32, u32) = (48, 3);
+/// Word 2: S2T0SZ to S2PS, in the layout of VTCR_EL2.
+const VTCR: (u32, u32) = (32, 19);
+/// S2PS, in VTCR_EL2.
+const PS: (u32, u32) = (16, 3);
 const AA64: u64 = 1 << 51;
 const ENDI: u64 = 1 << 52;
 const AFFD: u64 = 1 << 53;
@@ -25,51 +22,32 @@ const NOT_OFFERED: u64 = ENDI | HD | HA | STALL;
 /// Word 3, bits 51:4.
 const TTB: u64 = ((1 << 52) - 1) & !0xf;
 
-/// Up to 16 root tables may stand side by side: 4 more bits of index.
-const CONCATENATED_LG2: u8 = 4;
-
 /// A stage 2 table, as a stream table entry names it.
 ///
-/// Holding one proves that the shape is one of the architecture's, and the root aligned and within reach.
+/// Holding one proves that the root is aligned, and within reach of the output, and that an entry can say
+/// what the format is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stage2 {
     root: PhysAddr,
-    input_bits: u8,
-    granule: Granule,
-    levels: u8,
-    output: AddressSize,
+    format: ArmStage2,
     ignores_access_flag: bool,
 }
 
 impl Stage2 {
     /// A table whose accesses fault where the access flag is clear.
     ///
-    /// `None` if the input has less than 25 or more than 48 bits, `levels` is not a number of levels that
-    /// the granule can start from, the root tables would have less than 2 or more than 16 times a
-    /// granule's entries, or `root` is not a multiple of their size or wider than the output (IHI 0070, 5.2.2).
+    /// `None` if `root` is not a multiple of the size of the root tables that stand side by side, or wider
+    /// than the output, or if no entry can say what `format` is: its output has a width that is not an
+    /// [`AddressSize`], or it has too few levels.
     #[must_use]
-    pub const fn new(
-        root: PhysAddr,
-        input_bits: u8,
-        granule: Granule,
-        levels: u8,
-        output: AddressSize,
-    ) -> Option<Self> {
-        if !is_input_width(input_bits) || encode_start(granule, levels).is_none() {
+    pub fn new(root: PhysAddr, format: ArmStage2) -> Option<Self> {
+        let geometry = format.geometry();
+        let output = AddressSize::from_bits(geometry.output_bits)?;
+        if ArmStage2::from_vtcr(format.vtcr(), OUTPUT_BITS) != Ok(format) {
             return None;
         }
-        let below_root = granule.lg2() + (levels - 1) * granule.index_bits();
-        if input_bits <= below_root {
-            return None;
-        }
-        let root_index_bits = input_bits - below_root;
-        if root_index_bits > granule.index_bits() + CONCATENATED_LG2 {
-            return None;
-        }
-        if !root.is_aligned(root_index_bits + 3) || !output.holds(root) {
-            return None;
-        }
-        Some(Self { root, input_bits, granule, levels, output, ignores_access_flag: false })
+        let fits = root.is_aligned(geometry.root_bytes_lg2()) && output.holds(root);
+        fits.then_some(Self { root, format, ignores_access_flag: false })
     }
 
     /// The same table, whose pages are used whatever their access flag says (`S2AFFD`).
@@ -85,28 +63,10 @@ impl Stage2 {
         self.root
     }
 
-    /// Width of its input.
+    /// What its entries mean, but for [`ignores_access_flag`](Self::ignores_access_flag).
     #[must_use]
-    pub const fn input_bits(&self) -> u8 {
-        self.input_bits
-    }
-
-    /// Size of the smallest page.
-    #[must_use]
-    pub const fn granule(&self) -> Granule {
-        self.granule
-    }
-
-    /// Levels of tables, the root's included.
-    #[must_use]
-    pub const fn levels(&self) -> u8 {
-        self.levels
-    }
-
-    /// Width of its output.
-    #[must_use]
-    pub const fn output(&self) -> AddressSize {
-        self.output
+    pub const fn format(&self) -> &ArmStage2 {
+        &self.format
     }
 
     /// True if a clear access flag is no fault.
@@ -117,17 +77,8 @@ impl Stage2 {
 
     /// Words 2 and 3, without the tag.
     pub(super) fn pack(&self) -> [u64; 2] {
-        let start = encode_start(self.granule, self.levels).unwrap_or(0); // `new` has looked
         let affd = if self.ignores_access_flag { AFFD } else { 0 };
-        let word2 = u64::from(64 - self.input_bits) << T0SZ.0
-            | start << SL0.0
-            | WALK_ATTRIBUTES
-            | self.granule.encode() << TG.0
-            | self.output.encode() << PS.0
-            | AA64
-            | affd
-            | RECORD;
-        [word2, self.root.raw()]
+        [self.format.vtcr() << VTCR.0 | AA64 | affd | RECORD, self.root.raw()]
     }
 
     /// The table in words 2 and 3; `None` if they are illegal.
@@ -135,39 +86,14 @@ impl Stage2 {
         if word2 & AA64 == 0 || word2 & NOT_OFFERED != 0 {
             return None;
         }
-        let granule = Granule::decode(field(word2, TG.0, TG.1))?;
-        let levels = decode_start(granule, field(word2, SL0.0, SL0.1))?;
-        let input_bits = 64 - u8::try_from(field(word2, T0SZ.0, T0SZ.1)).ok()?;
-        let output = AddressSize::decode(field(word2, PS.0, PS.1));
+        let vtcr = field(word2, VTCR.0, VTCR.1);
+        // sizes beyond the system's behave as the system's
+        let size = AddressSize::decode(field(vtcr, PS.0, PS.1)).encode();
+        let vtcr = vtcr & !(((1 << PS.1) - 1) << PS.0) | size << PS.0;
+        let format = ArmStage2::from_vtcr(vtcr, OUTPUT_BITS).ok()?;
         // bits below the alignment are reserved, and read as zero
-        let below_root = granule.lg2() + (levels - 1) * granule.index_bits();
-        let root_lg2 = input_bits.checked_sub(below_root)? + 3;
-        let root = align_down(word3 & TTB, root_lg2);
-        let table = Self::new(root, input_bits, granule, levels, output)?;
+        let root = align_down(word3 & TTB, format.geometry().root_bytes_lg2());
+        let table = Self::new(root, format)?;
         Some(if word2 & AFFD == 0 { table } else { table.ignoring_access_flag() })
-    }
-}
-
-/// `S2SL0` for a walk of `levels` levels (Arm ARM, `VTCR_EL2.SL0`).
-const fn encode_start(granule: Granule, levels: u8) -> Option<u64> {
-    match (granule, levels) {
-        (Granule::Size4K, 2) | (Granule::Size16K | Granule::Size64K, 1) => Some(0),
-        (Granule::Size4K, 3) | (Granule::Size16K | Granule::Size64K, 2) => Some(1),
-        (Granule::Size4K, 4) | (Granule::Size16K | Granule::Size64K, 3) => Some(2),
-        _ => None,
-    }
-}
-
-/// Levels of a walk with this `S2SL0`.
-const fn decode_start(granule: Granule, field: u64) -> Option<u8> {
-    let fewest = match granule {
-        Granule::Size4K => 2,
-        Granule::Size16K | Granule::Size64K => 1,
-    };
-    match field {
-        0 => Some(fewest),
-        1 => Some(fewest + 1),
-        2 => Some(fewest + 2),
-        _ => None,
     }
 }

@@ -6,7 +6,7 @@ mod tables;
 
 use proptest::prelude::*;
 use proptest::sample::select;
-use viommu_pgtable::PhysAddr;
+use viommu_pgtable::{ArmStage1, ArmStage2, Granule, PhysAddr};
 
 use super::*;
 
@@ -16,7 +16,7 @@ pub(crate) fn address(lg2: u8, bits: u8) -> impl Strategy<Value = PhysAddr> {
 }
 
 fn granules() -> impl Strategy<Value = Granule> {
-    select(vec![Granule::Size4K, Granule::Size16K, Granule::Size64K])
+    select(vec![Granule::K4, Granule::K16, Granule::K64])
 }
 
 fn sizes() -> impl Strategy<Value = AddressSize> {
@@ -28,7 +28,8 @@ fn stage2s() -> impl Strategy<Value = Stage2> {
     let shape = (25..=48_u8, granules(), 1..=4_u8, sizes(), any::<bool>());
     let aligned = shape.prop_flat_map(|shape| (Just(shape), address(20, shape.3.bits())));
     aligned.prop_filter_map("no such shape", |((input_bits, granule, levels, output, af), root)| {
-        let table = Stage2::new(root, input_bits, granule, levels, output)?;
+        let format = ArmStage2::new(granule, levels, input_bits, output.bits()).ok()?;
+        let table = Stage2::new(root, format)?;
         Some(if af { table.ignoring_access_flag() } else { table })
     })
 }
@@ -43,20 +44,24 @@ pub(crate) fn stage1s() -> impl Strategy<Value = Stage1> {
 }
 
 fn stage1_tables(output: AddressSize) -> impl Strategy<Value = Stage1Table> {
-    (address(16, output.bits()), 25..=48_u8, granules()).prop_map(|(root, input_bits, granule)| {
-        Stage1Table::new(root, input_bits, granule).unwrap()
-    })
+    (address(16, output.bits()), 25..=48_u8, granules()).prop_map(
+        move |(root, input_bits, granule)| {
+            let format = ArmStage1::new(granule, input_bits, output.bits()).unwrap();
+            Stage1Table::new(root, format).unwrap()
+        },
+    )
 }
 
 pub(crate) fn descriptors() -> impl Strategy<Value = ContextDescriptor> {
     let tables = sizes().prop_flat_map(|output| {
         let table = || proptest::option::of(stage1_tables(output));
-        (Just(output), table(), table())
+        (table(), table())
     });
     (tables, any::<u16>(), any::<u64>(), any::<u64>()).prop_map(
-        |((output, lower, upper), asid, mair, controls)| {
+        |((lower, upper), asid, mair, controls)| {
+            let tables = Stage1Tables::new(lower, upper).unwrap();
             let controls = ContextControls::from_bits_truncate(controls);
-            ContextDescriptor { lower, upper, output, asid, mair, controls }
+            ContextDescriptor { tables, asid, mair, controls }
         },
     )
 }

@@ -1,6 +1,6 @@
 //! The PASID-table entry: 64 bytes that say how one PASID's requests are translated (VT-d 5.0, 9.6).
 
-use viommu_pgtable::PhysAddr;
+use viommu_pgtable::{PhysAddr, VtdSecond};
 
 use super::first::FirstLevel;
 use super::{POINTER, PRESENT};
@@ -146,6 +146,13 @@ impl PasidEntry {
 }
 
 impl SecondLevel {
+    /// What its entries mean, with leaves of the sizes `leaf_sizes_mask`: bit n stands for `1 << n` bytes;
+    /// 4 KiB, and 2 MiB and 1 GiB or not. `None` for other sizes.
+    #[must_use]
+    pub const fn format(&self, leaf_sizes_mask: u64) -> Option<VtdSecond> {
+        VtdSecond::new(self.width.bits(), leaf_sizes_mask)
+    }
+
     const fn pack(&self) -> u64 {
         (self.root.raw() & POINTER) | (self.width.encode() << AW_SHIFT)
     }

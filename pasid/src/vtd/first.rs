@@ -1,7 +1,7 @@
 //! The first-level fields of a PASID entry: word 2 (VT-d 5.0, 9.6).
 
 use bitflags::bitflags;
-use viommu_pgtable::PhysAddr;
+use viommu_pgtable::{PhysAddr, VtdFirst};
 
 use super::POINTER;
 
@@ -41,6 +41,21 @@ pub struct FirstLevel {
 }
 
 impl FirstLevel {
+    /// What its entries mean, with leaves of the sizes `leaf_sizes_mask`: bit n stands for `1 << n` bytes;
+    /// 4 KiB, 2 MiB, and 1 GiB or not. `None` for other sizes.
+    ///
+    /// [`FirstControls::WRITE_PROTECT`] is part of it. Who cannot honour
+    /// [`FirstControls::EXTENDED_ACCESSED`], or is asked by privileged software without
+    /// [`FirstControls::SUPERVISOR`], refuses the access.
+    #[must_use]
+    pub const fn format(&self, leaf_sizes_mask: u64) -> Option<VtdFirst> {
+        let Some(format) = VtdFirst::new(if self.five_levels { 57 } else { 48 }, leaf_sizes_mask)
+        else {
+            return None;
+        };
+        Some(format.with_write_protect(self.controls.contains(FirstControls::WRITE_PROTECT)))
+    }
+
     /// Word 2 of the entry.
     pub(super) const fn pack(&self) -> u64 {
         let mode = if self.five_levels { FSPM_FIVE_LEVELS } else { FSPM_FOUR_LEVELS };

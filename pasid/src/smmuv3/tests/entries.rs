@@ -1,7 +1,7 @@
 //! Bits of entries.
 
 use proptest::prelude::*;
-use viommu_pgtable::{Iova, PhysAddr};
+use viommu_pgtable::{ArmStage1, ArmStage2, Granule, Iova, PhysAddr};
 
 use super::*;
 use crate::leaf::WORDS;
@@ -11,8 +11,8 @@ fn used(words: &[u64; WORDS]) -> [u64; USED_WORDS] {
 }
 
 fn stage2() -> Stage2 {
-    let root = PhysAddr::new(0x1234_0000);
-    Stage2::new(root, 40, Granule::Size4K, 3, AddressSize::Bits48).unwrap()
+    let format = ArmStage2::new(Granule::K4, 3, 40, 48).unwrap();
+    Stage2::new(PhysAddr::new(0x1234_0000), format).unwrap()
 }
 
 fn stage1() -> Stage1 {
@@ -20,12 +20,14 @@ fn stage1() -> Stage1 {
     Stage1::new(contexts, ContextLayout::Leaves4K, 20, Untagged::Context0).unwrap()
 }
 
+fn table(root: u64, input_bits: u8, granule: Granule) -> Stage1Table {
+    let format = ArmStage1::new(granule, input_bits, 48).unwrap();
+    Stage1Table::new(PhysAddr::new(root), format).unwrap()
+}
+
 fn descriptor() -> ContextDescriptor {
-    let lower = Stage1Table::new(PhysAddr::new(0x4000_0000), 48, Granule::Size4K);
     ContextDescriptor {
-        lower,
-        upper: None,
-        output: AddressSize::Bits48,
+        tables: Stage1Tables::lower_only(table(0x4000_0000, 48, Granule::K4)),
         asid: 0x1234,
         mair: 0xff,
         controls: ContextControls::empty(),
@@ -84,11 +86,11 @@ fn a_context_descriptor_has_the_manuals_bits() {
 
 #[test]
 fn the_upper_table_encodes_its_granule_in_its_own_way() {
-    for (granule, tg0, tg1) in
-        [(Granule::Size4K, 0, 2), (Granule::Size16K, 2, 1), (Granule::Size64K, 1, 3_u64)]
+    for (granule, tg0, tg1) in [(Granule::K4, 0, 2), (Granule::K16, 2, 1), (Granule::K64, 1, 3_u64)]
     {
-        let table = Stage1Table::new(PhysAddr::new(0x10_0000), 39, granule);
-        let both = ContextDescriptor { lower: table, upper: table, ..descriptor() };
+        let table = Some(table(0x10_0000, 39, granule));
+        let tables = Stage1Tables::new(table, table).unwrap();
+        let both = ContextDescriptor { tables, ..descriptor() };
         let word0 = both.pack()[0];
         assert_eq!((field(word0, 6, 2), field(word0, 22, 2)), (tg0, tg1), "{granule:?}");
     }
@@ -173,7 +175,8 @@ fn illegal_context_descriptors_are_none() {
 
 #[test]
 fn fields_of_a_table_that_is_off_are_ignored() {
-    let without = ContextDescriptor { lower: None, ..descriptor() };
+    let tables = Stage1Tables::new(None, None).unwrap();
+    let without = ContextDescriptor { tables, ..descriptor() };
     let mut words = used(&without.pack());
     words[0] |= 0x3fff | 1 << 15; // T0SZ to SH0; ENDI
     words[1] = u64::MAX;
@@ -181,25 +184,34 @@ fn fields_of_a_table_that_is_off_are_ignored() {
 }
 
 #[test]
-fn shapes_that_no_stage_2_has_cannot_be_made() {
-    let make = |root, bits, granule, levels| {
-        Stage2::new(PhysAddr::new(root), bits, granule, levels, AddressSize::Bits48).is_some()
-    };
-    // 4 KiB: 3 levels index 39 bits, and 4 more with 16 tables side by side
-    assert!(make(0, 43, Granule::Size4K, 3) && !make(0, 44, Granule::Size4K, 3));
-    assert!(make(0, 31, Granule::Size4K, 3) && !make(0, 30, Granule::Size4K, 3));
-    assert!(!make(0, 48, Granule::Size4K, 5) && !make(0, 25, Granule::Size4K, 1));
-    assert!(make(0, 29, Granule::Size64K, 1) && make(0, 33, Granule::Size64K, 1));
-    assert!(!make(0, 34, Granule::Size64K, 1) && !make(0, 34, Granule::Size64K, 0));
-    // 16 tables of 4 KiB
-    assert!(make(0x1_0000, 43, Granule::Size4K, 3) && !make(0x8000, 43, Granule::Size4K, 3));
+fn roots_are_aligned_to_all_tables_that_stand_side_by_side() {
+    // 3 levels index 39 bits, 16 tables of 4 KiB 4 more
+    let format = ArmStage2::new(Granule::K4, 3, 43, 48).unwrap();
+    assert!(Stage2::new(PhysAddr::new(0x1_0000), format).is_some());
+    assert_eq!(Stage2::new(PhysAddr::new(0x8000), format), None);
+    assert_eq!(Stage2::new(PhysAddr::new(1 << 48), format), None);
+}
+
+#[test]
+fn outputs_that_entries_cannot_say_are_in_no_table() {
+    let narrow = ArmStage1::new(Granule::K4, 48, 37).unwrap();
+    assert_eq!(Stage1Table::new(PhysAddr::new(0), narrow), None);
+    let narrow = ArmStage2::new(Granule::K4, 3, 40, 37).unwrap();
+    assert_eq!(Stage2::new(PhysAddr::new(0), narrow), None);
+    // 4 KiB pages start with two levels at least
+    if let Ok(short) = ArmStage2::new(Granule::K4, 1, 25, 48) {
+        assert_eq!(Stage2::new(PhysAddr::new(0), short), None);
+    }
+    let short = Stage1Table::new(PhysAddr::new(0), ArmStage1::new(Granule::K4, 48, 32).unwrap());
+    assert_eq!(Stage1Tables::new(short, Some(table(0, 48, Granule::K4))), None);
 }
 
 #[test]
 fn an_address_chooses_its_table_by_its_top_bits() {
-    let lower = Stage1Table::new(PhysAddr::new(0x1_0000), 39, Granule::Size4K);
-    let upper = Stage1Table::new(PhysAddr::new(0x2_0000), 48, Granule::Size64K);
-    let both = ContextDescriptor { lower, upper, ..descriptor() };
+    let lower = table(0x1_0000, 39, Granule::K4);
+    let upper = table(0x2_0000, 48, Granule::K64);
+    let tables = Stage1Tables::new(Some(lower), Some(upper)).unwrap();
+    let both = ContextDescriptor { tables, ..descriptor() };
     let chosen = |descriptor: &ContextDescriptor, iova| {
         let (table, rest) = descriptor.table_for(Iova::new(iova))?;
         Some((table.root().raw(), rest.raw()))
@@ -212,6 +224,6 @@ fn an_address_chooses_its_table_by_its_top_bits() {
     let tagged = ContextDescriptor { controls: ContextControls::LOWER_TOP_BYTE_IGNORED, ..both };
     assert_eq!(chosen(&tagged, 0xaa00_0000_0000_1000), Some((0x1_0000, 0x1000)));
     assert_eq!(chosen(&tagged, 0xaaff_1234_5678_9000), None);
-    let off = ContextDescriptor { upper: None, ..both };
+    let off = ContextDescriptor { tables: Stage1Tables::lower_only(lower), ..both };
     assert_eq!(chosen(&off, 0xffff_1234_5678_9000), None);
 }

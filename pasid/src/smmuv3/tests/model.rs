@@ -90,7 +90,7 @@ impl Case {
         let entry_at = match self.layout {
             StreamLayout::Linear => STREAMS + u64::from(self.stream) * 64,
             StreamLayout::TwoLevels { split } => {
-                let pointer = STREAM_LEAF | u64::from(self.leaf_lg2) + 1;
+                let pointer = STREAM_LEAF + u64::from(self.leaf_lg2) + 1;
                 world.tables.write(STREAMS + u64::from(self.stream >> split) * 8, &[pointer]);
                 STREAM_LEAF + u64::from(self.stream % (1 << split)) * 64
             }
@@ -131,7 +131,7 @@ impl Case {
         let leaf =
             CONTEXT_LEAVES + above.unwrap_or(usize::try_from(number).unwrap()) as u64 * 65536;
         let link = if self.contexts == Space::Tables { base } else { 0 };
-        memory.write(base + CONTEXTS + u64::from(index >> leaf_lg2) * 8, &[link + leaf | 1]);
+        memory.write(base + CONTEXTS + u64::from(index >> leaf_lg2) * 8, &[link + leaf + 1]);
         let slot = u64::from(index % (1 << leaf_lg2));
         memory.write(base + leaf + slot * 64, &descriptor.pack());
     }
@@ -140,7 +140,7 @@ impl Case {
     fn expected(&self, pasid: Option<u32>) -> Result<Route, LookupFaultKind> {
         if let StreamLayout::TwoLevels { split } = self.layout {
             let is_legal = self.leaf_lg2 <= split && self.leaf_lg2 <= 10;
-            if !is_legal || self.stream % (1 << split) >> self.leaf_lg2 != 0 {
+            if !is_legal || (self.stream % (1 << split)) >> self.leaf_lg2 != 0 {
                 return Err(LookupFaultKind::UnknownStream);
             }
         }
@@ -185,7 +185,8 @@ impl Case {
         if let Some(second) = self.second() {
             return Ok(Route::Nested { first: table, second: SecondTable::Arm(second) });
         }
-        let mut roots = descriptor.lower.iter().chain(&descriptor.upper).map(Stage1Table::root);
+        let tables = descriptor.tables;
+        let mut roots = tables.lower().into_iter().chain(tables.upper()).map(Stage1Table::root);
         let ours = self.contexts == Space::Tables && roots.all(|root| root.raw() >= TABLE_BASE);
         Ok(Route::First { table, space: if ours { Space::Tables } else { Space::Guest } })
     }
@@ -211,8 +212,8 @@ proptest! {
 
 #[test]
 fn a_descriptor_that_the_second_level_refuses_is_its_fault() {
-    let second =
-        Stage2::new(PhysAddr::new(TABLE_BASE), 48, Granule::Size4K, 4, AddressSize::Bits48);
+    let format = ArmStage2::new(Granule::K4, 4, 48, 48).unwrap();
+    let second = Stage2::new(PhysAddr::new(TABLE_BASE), format);
     let at = PhysAddr::new(SECOND_LEVEL_OFFSET);
     let first = Stage1::new(at, ContextLayout::Linear, 0, Untagged::Context0).unwrap();
     let config = StreamConfig::Nested { first, second: second.unwrap() };

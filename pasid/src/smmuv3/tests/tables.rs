@@ -43,10 +43,9 @@ fn function(pasid_bits: u8) -> (HeapStore, StreamTable, ContextTable) {
 }
 
 fn descriptor(asid: u16) -> ContextDescriptor {
+    let format = ArmStage1::new(Granule::K4, 48, 48).unwrap();
     ContextDescriptor {
-        lower: Stage1Table::new(PhysAddr::new(BASE + 0x8000), 48, Granule::Size4K),
-        upper: None,
-        output: AddressSize::Bits48,
+        tables: Stage1Tables::lower_only(Stage1Table::new(PhysAddr::new(BASE), format).unwrap()),
         asid,
         mair: 0xff,
         controls: ContextControls::empty(),
