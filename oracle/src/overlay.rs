@@ -12,6 +12,7 @@ use crate::memory::GuestRam;
 #[derive(Debug)]
 pub struct Overlay<'r> {
     ram: &'r GuestRam,
+    patches: BTreeMap<PhysAddr, u64>,
     writes: RefCell<BTreeMap<PhysAddr, u64>>,
 }
 
@@ -19,14 +20,26 @@ impl<'r> Overlay<'r> {
     /// `ram`, unchanged so far.
     #[must_use]
     pub const fn new(ram: &'r GuestRam) -> Self {
-        Self { ram, writes: RefCell::new(BTreeMap::new()) }
+        Self { ram, patches: BTreeMap::new(), writes: RefCell::new(BTreeMap::new()) }
     }
 
-    /// The same with `word` at `at`.
+    /// The same as if `word` had been at `at` all the time.
     #[must_use]
-    pub fn with(self, at: PhysAddr, word: u64) -> Self {
-        self.writes.borrow_mut().insert(at, word);
+    pub fn with(mut self, at: PhysAddr, word: u64) -> Self {
+        self.patches.insert(at, word);
         self
+    }
+
+    /// The same before anything was written.
+    #[must_use]
+    pub fn fresh(&self) -> Self {
+        Self { patches: self.patches.clone(), ..Self::new(self.ram) }
+    }
+
+    /// The words written so far, and what they are now.
+    #[must_use]
+    pub fn writes(&self) -> BTreeMap<PhysAddr, u64> {
+        self.writes.borrow().clone()
     }
 
     /// The words written, and what they are now.
@@ -39,7 +52,7 @@ impl<'r> Overlay<'r> {
 impl TableMemory for Overlay<'_> {
     fn load(&self, at: PhysAddr) -> Option<u64> {
         let written = self.writes.borrow().get(&at).copied();
-        written.or_else(|| self.ram.load(at))
+        written.or_else(|| self.patches.get(&at).copied()).or_else(|| self.ram.load(at))
     }
 
     fn compare_exchange(&self, at: PhysAddr, old: u64, new: u64) -> Option<Result<(), u64>> {

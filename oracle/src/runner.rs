@@ -6,7 +6,7 @@ use viommu_pgtable::PhysAddr;
 
 use crate::error::{Error, Result};
 use crate::random::Random;
-use crate::subject::{Judgement, Probe, Subject, Words, judge};
+use crate::subject::{Exception, Judgement, Marks, Probe, Subject, Words, judge};
 
 /// Accesses to one table before it is replaced.
 const PROBES_PER_TABLE: u64 = 24;
@@ -28,8 +28,8 @@ pub struct Outcome {
     pub translated: u64,
     /// Accesses on which both sides say the same.
     pub agreements: u64,
-    /// Accesses on which they differ as listed, by the exception's name.
-    pub exceptions: BTreeMap<&'static str, u64>,
+    /// Accesses on which they differ as an exception predicts.
+    pub exceptions: BTreeMap<&'static Exception, u64>,
     /// Accesses on which they differ otherwise.
     pub disagreements: u64,
     /// The first of those.
@@ -64,14 +64,17 @@ fn one<S: Subject>(subject: &mut S, random: &mut Random, outcome: &mut Outcome) 
     let before: Vec<_> = words.map(|at| (*at, subject.load(*at))).collect();
     let verdict = subject.expect(&probe);
     let observed = subject.observe(&probe, &verdict)?;
+    let left = |marks: &Marks| {
+        before.iter().all(|(at, old)| subject.load(*at) == *marks.get(at).unwrap_or(old))
+    };
     outcome.cases += 1;
-    match judge(subject, &probe, &verdict, &observed) {
+    match judge(subject, &probe, &verdict, &observed, left) {
         Judgement::Agree => {
             outcome.agreements += 1;
             outcome.translated += u64::from(verdict.end.is_ok());
         }
         Judgement::Excepted(exception) => {
-            *outcome.exceptions.entry(exception.name).or_default() += 1;
+            *outcome.exceptions.entry(exception).or_default() += 1;
         }
         Judgement::Disagree => {
             outcome.disagreements += 1;
@@ -79,7 +82,8 @@ fn one<S: Subject>(subject: &mut S, random: &mut Random, outcome: &mut Outcome) 
                 let case = outcome.cases;
                 outcome.shown.push(format!(
                     "case {case}: {probe:x?}\n  changed: {change:x?}\n  ours: {verdict:x?}\n  \
-                     emulator: {observed:x?}\n  words: {before:x?}"
+                     emulator: {observed:x?}\n  words: {before:x?}\n  then: {:x?}",
+                    before.iter().map(|(at, _)| subject.load(*at)).collect::<Vec<_>>()
                 ));
             }
         }

@@ -37,19 +37,33 @@ pub type End<R> = std::result::Result<PhysAddr, R>;
 pub struct Verdict<R> {
     /// What must come of it, after the manual.
     pub end: End<R>,
-    /// What comes of it in an emulator that differs as an exception says.
-    pub excepted: Option<(&'static Exception, End<R>)>,
+    /// The words of tables that the walk leaves different: accessed and dirty flags.
+    pub marks: Marks,
     /// Fault records are switched off for this access: only the bytes tell.
     pub silent: bool,
-    /// The words of tables that the walk leaves different: accessed and dirty flags.
-    pub marks: BTreeMap<PhysAddr, u64>,
+    /// What comes of it in an emulator that differs as an exception says.
+    pub excepted: Option<Excepted<R>>,
+}
+
+/// Words of tables, changed.
+pub type Marks = BTreeMap<PhysAddr, u64>;
+
+/// What an exception predicts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Excepted<R> {
+    /// Which one.
+    pub exception: &'static Exception,
+    /// What comes of the access.
+    pub end: End<R>,
+    /// The words that the walk leaves different.
+    pub marks: Marks,
 }
 
 impl<R> Verdict<R> {
     /// Where the bytes may be found afterwards.
     #[must_use]
     pub fn target(&self) -> Option<PhysAddr> {
-        let excepted = self.excepted.as_ref().and_then(|(_, end)| end.as_ref().ok());
+        let excepted = self.excepted.as_ref().and_then(|excepted| excepted.end.as_ref().ok());
         self.end.as_ref().ok().or(excepted).copied()
     }
 }
@@ -61,12 +75,10 @@ pub struct Observed<R> {
     pub effect: Effect,
     /// The fault that it recorded.
     pub fault: Option<R>,
-    /// The words that our walk leaves different are different in the same way.
-    pub marks_agree: bool,
 }
 
 /// Where an emulated IOMMU is known not to follow its manual, or does what the manual leaves open.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Exception {
     /// A short name.
     pub name: &'static str,
@@ -138,17 +150,17 @@ pub trait Subject {
     fn record(&self, probe: &Probe, reason: Self::Reason) -> Self::Record;
 }
 
-/// Compares what should have come of an access with what has.
+/// Compares what should have come of an access with what has. `left` tells whether the words of tables are
+/// now as a walk with these marks leaves them.
 pub fn judge<S: Subject + ?Sized>(
     subject: &S,
     probe: &Probe,
     verdict: &Verdict<S::Reason>,
     observed: &Observed<S::Record>,
+    left: impl Fn(&Marks) -> bool,
 ) -> Judgement {
     let same = |end: &End<S::Reason>| match end {
-        Ok(_) => {
-            observed.effect == Effect::Moved && observed.fault.is_none() && observed.marks_agree
-        }
+        Ok(_) => observed.effect == Effect::Moved && observed.fault.is_none(),
         Err(reason) => {
             let told = observed.fault == Some(subject.record(probe, *reason));
             let untold = verdict.silent && observed.fault.is_none();
@@ -158,9 +170,13 @@ pub fn judge<S: Subject + ?Sized>(
             refused && (told || untold)
         }
     };
-    match verdict.excepted {
-        _ if same(&verdict.end) => Judgement::Agree,
-        Some((exception, end)) if same(&end) => Judgement::Excepted(exception),
+    if same(&verdict.end) && left(&verdict.marks) {
+        return Judgement::Agree;
+    }
+    match &verdict.excepted {
+        Some(excepted) if same(&excepted.end) && left(&excepted.marks) => {
+            Judgement::Excepted(excepted.exception)
+        }
         _ => Judgement::Disagree,
     }
 }

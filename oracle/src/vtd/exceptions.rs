@@ -1,13 +1,11 @@
 //! Where QEMU's intel-iommu is known to differ, and how exactly.
 
+use viommu_pgtable::Iova;
+
 use super::condition::Condition;
 use super::mode::Mode;
 use crate::subject::{End, Exception};
 use crate::tables::Step;
-
-/// Everything that is excused.
-pub const EXCEPTIONS: [&Exception; 6] =
-    [&RIGHTS_FIRST, &ALL_ONES, &LEGACY_NUMBERS, &PASID_RESERVED, &DIRECTORY_RESERVED, &RID_PASID];
 
 /// Reserved bits and a missing right in one entry.
 static RIGHTS_FIRST: Exception = Exception {
@@ -58,6 +56,20 @@ static RID_PASID: Exception = Exception {
     emulator: "is such a unit; our lookup is that of one with it",
 };
 
+/// The width field of a PASID entry with a first level.
+static WIDTH_OF_FIRST: Exception = Exception {
+    name: "AW bounds first-level addresses",
+    manual: "VT-d 9.6, 3.6: AW is the second level's; a first level's addresses are canonical by FSPM",
+    emulator: "wants first-level addresses canonical in the width that AW names",
+};
+
+/// Accessed and dirty flags of one entry.
+static FLAGS_TOGETHER: Exception = Exception {
+    name: "A and D taken for one flag",
+    manual: "VT-d 3.6.3: a write sets D in the leaf, and every access sets A in each entry",
+    emulator: "sets neither of a leaf's two flags for a write if one of them is set",
+};
+
 /// A structure on the way to a page table.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Structure {
@@ -78,9 +90,8 @@ pub(super) struct Blind {
     pub(super) seen: &'static [u64],
 }
 
-/// P, FPD, AW, PGTT, SSPTPTR; DID; FSPM, FSPTPTR.
-pub(super) static PASID_ENTRY_SEEN: [u64; 8] =
-    [!0xfff | 0x1df, 0xffff, !0xfff | 0b1100, 0, 0, 0, 0, 0];
+/// All bits but those that the manual reserves.
+pub(super) static PASID_ENTRY_SEEN: [u64; 8] = [!0xc20, !0xf87f_0000, !0xf02, 0, 0, 0, 0, 0];
 
 /// What QEMU does not look at in scalable mode, in the order of a lookup.
 pub(super) static BLIND: [(Structure, Blind); 3] = [
@@ -97,6 +108,8 @@ pub(super) struct Entries {
     pub(super) last: Option<Step>,
     /// The PASID entry's first word.
     pub(super) pasid_entry: Option<u64>,
+    /// The PASID entry's paging mode of a first level (FSPM).
+    pub(super) paging_mode: Option<u64>,
     /// The request writes.
     pub(super) write: bool,
 }
@@ -111,6 +124,28 @@ pub(super) fn predict(
     let exception = if is_early(entries, condition) { &TYPE_FIRST } else { exception };
     let predicted = reason(entries, seen);
     (predicted != entries.mode.reason(condition)).then_some((exception, Err(predicted)))
+}
+
+/// What QEMU makes of an address that is not canonical in the width of AW, in a PASID entry with a first
+/// level.
+pub(super) fn predict_width(
+    entries: &Entries,
+    iova: Iova,
+) -> Option<(&'static Exception, End<u8>)> {
+    let width = (entries.pasid_entry? >> 2) & 7;
+    let bits = u32::try_from(30 + 9 * width).unwrap_or(0).min(48);
+    let sign = iova.raw().cast_signed() >> (bits - 1);
+    let canonical = sign == 0 || sign == -1;
+    let reason = entries.mode.reason(Condition::NotCanonical);
+    (!canonical).then_some((&WIDTH_OF_FIRST, Err(reason)))
+}
+
+/// True if QEMU leaves the flags of the last entry, a first level's leaf that is written through, alone
+/// although one is to be set.
+pub(super) fn keeps_flags(entries: &Entries) -> Option<&'static Exception> {
+    const FLAGS: u64 = 1 << 5 | 1 << 6;
+    let flags = entries.last?.raw & FLAGS;
+    (entries.write && flags != 0 && flags != FLAGS).then_some(&FLAGS_TOGETHER)
 }
 
 /// QEMU's number for a condition: legacy mode's wherever there is one, in scalable mode too.
@@ -129,7 +164,11 @@ fn is_early(entries: &Entries, condition: Condition) -> bool {
     let word = entries.pasid_entry.unwrap_or(0);
     let (kind, width) = ((word >> 6) & 7, (word >> 2) & 7);
     let widest = u64::from((entries.mode.bits() - 30) / 9);
-    let offered = kind == 4 || (kind == 2 && (1..=widest).contains(&width));
+    let offered = match entries.mode {
+        Mode::ScalableFirst => kind == 1 && entries.paging_mode == Some(0),
+        _ => kind == 2 && (1..=widest).contains(&width),
+    };
+    let offered = offered || kind == 4;
     condition == Condition::EntryAbsent && !offered
 }
 
@@ -139,17 +178,25 @@ fn entry_exception(
     condition: Condition,
 ) -> Option<(&'static Exception, Condition)> {
     let Step { raw, level, .. } = entries.last?;
-    let right = if entries.write { 2 } else { 1 };
     let is_root = level + 1 == (entries.mode.bits() - 12) / 9;
+    let second_right = if entries.write { 2 } else { 1 };
+    let no_right = if entries.write { Condition::NoWrite } else { Condition::NoRead };
     match condition {
         Condition::SecondReserved if raw == u64::MAX && is_root => {
             Some((&ALL_ONES, Condition::SecondRootAccess))
         }
         Condition::SecondReserved if raw == u64::MAX => Some((&ALL_ONES, Condition::SecondAccess)),
-        Condition::SecondReserved if raw & right == 0 => Some((
-            &RIGHTS_FIRST,
-            if entries.write { Condition::NoWrite } else { Condition::NoRead },
-        )),
+        Condition::SecondReserved if raw & second_right == 0 => Some((&RIGHTS_FIRST, no_right)),
+        Condition::FirstReserved if raw == u64::MAX && is_root => {
+            Some((&ALL_ONES, Condition::FirstRootAccess))
+        }
+        Condition::FirstReserved if raw == u64::MAX => Some((&ALL_ONES, Condition::FirstAccess)),
+        Condition::FirstReserved if raw & 4 == 0 => {
+            Some((&RIGHTS_FIRST, Condition::FirstPrivileged))
+        }
+        Condition::FirstReserved if entries.write && raw & 2 == 0 => {
+            Some((&RIGHTS_FIRST, Condition::FirstNoWrite))
+        }
         _ => None,
     }
 }

@@ -2,16 +2,15 @@
 
 mod condition;
 mod exceptions;
+mod levels;
 mod mode;
 mod registers;
 mod tables;
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use viommu_pgtable::{Iova, PhysAddr, TableMemory};
 
-pub use exceptions::EXCEPTIONS;
 pub use mode::Mode;
 pub use registers::Record;
 
@@ -150,18 +149,11 @@ impl Subject for Vtd {
         if !probe.write && fault.is_none() {
             effect = self.delivered(probe)?;
         }
-        let marks_agree = self.marks_agree(&verdict.marks);
-        Ok(Observed { effect, fault, marks_agree })
+        Ok(Observed { effect, fault })
     }
 
     fn record(&self, probe: &Probe, reason: u8) -> Record {
         let (source, page) = (self.source(probe), probe.iova.raw() & !0xfff);
         Record { reason, source, page, read: !probe.write }
-    }
-}
-
-impl Vtd {
-    fn marks_agree(&self, marks: &BTreeMap<PhysAddr, u64>) -> bool {
-        marks.iter().all(|(at, word)| self.region.load(*at) == Some(*word))
     }
 }

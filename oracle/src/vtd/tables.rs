@@ -2,26 +2,25 @@
 
 use viommu_pasid::vtd::legacy::{self, LegacyContext, LegacyTranslation};
 use viommu_pasid::vtd::{
-    AddressWidth, LookupFault, LookupFaultKind, PasidEntry, PasidTable, RootTable, Translation,
-    lookup,
+    AddressWidth, FirstControls, FirstLevel, LookupFault, LookupFaultKind, PasidEntry, PasidTable,
+    RootTable, Translation, lookup,
 };
-use viommu_pgtable::{Access, Format, Iova, Mapping, PhysAddr, TableMemory, VtdSecond, walk};
+use viommu_pgtable::{Iova, Mapping, PhysAddr, TableMemory, TableStore};
 
 use super::condition::Condition;
 use super::exceptions::{self, Entries, Structure};
+use super::levels::Levels;
 use super::mode::Mode;
 use crate::error::{Error, Result};
 use crate::memory::GuestRam;
 use crate::overlay::Overlay;
 use crate::random::Random;
 use crate::region::Region;
-use crate::subject::{Exception, Probe, Verdict, Words};
-use crate::tables::{self, Landing, Step};
+use crate::subject::{End, Excepted, Exception, Marks, Probe, Verdict, Words};
+use crate::tables::{Landing, Step};
 
 /// The domain id in all entries: everything cached is dropped before each access.
 const DOMAIN_TAG: u16 = 5;
-/// Page sizes that QEMU's unit offers for the second level.
-const SECOND_SIZES: u64 = 1 << 12 | 1 << 21 | 1 << 30;
 /// Bit 1 of context, PASID directory and PASID entries: FPD, faults are not recorded.
 const FAULTS_OFF: u64 = 2;
 
@@ -30,8 +29,8 @@ const FAULTS_OFF: u64 = 2;
 enum Found {
     /// Nothing: its address is the output.
     PassThrough,
-    /// A second-level table.
-    Second(VtdSecond, PhysAddr),
+    /// A page table.
+    Table(Levels, PhysAddr),
 }
 
 /// Where the structures lie that lead to a page table, as far as they lead.
@@ -47,7 +46,7 @@ struct Structures {
 #[derive(Debug)]
 pub(super) struct Tables {
     mode: Mode,
-    format: VtdSecond,
+    levels: Levels,
     table: RootTable,
     root: PhysAddr,
     mappings: Vec<Mapping>,
@@ -56,10 +55,10 @@ pub(super) struct Tables {
 impl Tables {
     /// An empty root table, in the first page of the region.
     pub(super) fn new(mode: Mode, region: &mut Region) -> Result<Self> {
-        let format = second(mode, mode.bits()).ok_or_else(|| Error::build("no such format"))?;
+        let levels = Levels::of(mode).ok_or_else(|| Error::build("no such format"))?;
         // the one page of a root table is the same in both modes
         let table = RootTable::new(region).map_err(Error::build)?;
-        Ok(Self { mode, format, table, root: table.root(), mappings: Vec::new() })
+        Ok(Self { mode, levels, table, root: table.root(), mappings: Vec::new() })
     }
 
     pub(super) const fn mode(&self) -> Mode {
@@ -78,21 +77,25 @@ impl Tables {
         bdfs: [u16; 2],
         random: &mut Random,
     ) -> Result<()> {
-        let filled = tables::fill(self.format, region, landing, random)?;
+        let filled = self.levels.fill(region, landing, random)?;
         self.mappings = filled.mappings;
+        let root = filled.root;
         let width =
             AddressWidth::from_bits(self.mode.bits()).ok_or_else(|| Error::build("no width"))?;
-        if self.mode.is_scalable() {
-            self.lead_scalable(
-                region,
-                bdfs,
-                Translation::SecondLevel { root: filled.root, width },
-            )?;
-        } else {
-            let translation = LegacyTranslation::SecondLevel { root: filled.root };
-            let context = LegacyContext { domain_tag: DOMAIN_TAG, width, translation };
-            for bdf in bdfs {
-                legacy::set_context(region, self.root, bdf, &context).map_err(Error::build)?;
+        let first = FirstLevel { root, five_levels: false, controls: FirstControls::empty() };
+        match self.mode {
+            Mode::Legacy(_) => {
+                let translation = LegacyTranslation::SecondLevel { root };
+                let context = LegacyContext { domain_tag: DOMAIN_TAG, width, translation };
+                for bdf in bdfs {
+                    legacy::set_context(region, self.root, bdf, &context).map_err(Error::build)?;
+                }
+            }
+            Mode::ScalableSecond(_) => {
+                self.lead_scalable(region, bdfs, Translation::SecondLevel { root, width })?;
+            }
+            Mode::ScalableFirst => {
+                self.lead_scalable(region, bdfs, Translation::FirstLevel(first))?;
             }
         }
         region.check()
@@ -108,7 +111,19 @@ impl Tables {
             let table = PasidTable::new(region, 0).map_err(Error::build)?;
             let entry = PasidEntry { domain_tag: DOMAIN_TAG, translation };
             table.set(region, 0, &entry).map_err(Error::build)?;
+            self.widen(region, &table)?;
             self.table.set_context(region, bdf, &table.context()).map_err(Error::build)?;
+        }
+        Ok(())
+    }
+
+    /// Sets AW of a first level's entry to 48 bits. It means nothing there, but QEMU looks at it.
+    fn widen(&self, region: &mut Region, table: &PasidTable) -> Result<()> {
+        if self.mode == Mode::ScalableFirst {
+            let leaf = region.load(table.context().directory).unwrap_or(0);
+            let entry = PhysAddr::new(leaf & !0xfff);
+            let word = region.load(entry).ok_or(Error::TableMemory { at: entry })?;
+            region.store(entry, word | 2 << 2);
         }
         Ok(())
     }
@@ -116,7 +131,7 @@ impl Tables {
     /// A random address, mostly a mapped one.
     pub(super) fn address(&self, random: &mut Random) -> u64 {
         match (random.below(20), random.pick(&self.mappings)) {
-            (0, _) | (_, None) => tables::input(&self.format, random),
+            (0, _) | (_, None) => self.levels.input(random),
             (1, _) => random.bits(),
             (_, Some(mapping)) => {
                 let range = mapping.iova();
@@ -144,7 +159,7 @@ impl Tables {
     /// The page-table entries that lead requests of `bdf` to `iova`, as far as they lead.
     fn path<M: TableMemory>(&self, memory: &M, bdf: u16, iova: Iova) -> Vec<Step> {
         match self.find(memory, bdf) {
-            Ok(Found::Second(format, root)) => tables::path(&format, memory, root, iova),
+            Ok(Found::Table(levels, root)) => levels.path(memory, root, iova),
             Ok(Found::PassThrough) | Err(_) => Vec::new(),
         }
     }
@@ -155,18 +170,16 @@ impl Tables {
         let end = self.end(&memory, bdf, probe);
         let excepted = match self.blind_spot(ram, bdf) {
             Some((exception, seen)) => {
-                let (entries, end) = (self.entries(&seen, bdf, probe), self.end(&seen, bdf, probe));
-                Some((exception, end.map_err(|condition| exceptions::reason(&entries, condition))))
+                let end = self.emulated(&seen, bdf, probe);
+                Some(Excepted { exception, end, marks: seen.into_writes() })
             }
-            None => end.err().and_then(|condition| {
-                exceptions::predict(&self.entries(ram, bdf, probe), condition)
-            }),
+            None => self.predict(&memory, bdf, probe, end),
         };
         Verdict {
             end: end.map_err(|condition| self.mode.reason(condition)),
-            excepted,
-            silent: self.is_silent(ram, bdf),
             marks: memory.into_writes(),
+            silent: self.is_silent(ram, bdf),
+            excepted,
         }
     }
 
@@ -176,21 +189,53 @@ impl Tables {
         bdf: u16,
         probe: &Probe,
     ) -> std::result::Result<PhysAddr, Condition> {
-        let access = if probe.write { Access::WRITE } else { Access::READ };
         match self.find(memory, bdf)? {
             Found::PassThrough => Ok(PhysAddr::new(probe.iova.raw())),
-            Found::Second(format, root) => walk(&format, memory, root, probe.iova, access)
-                .map(|translation| translation.oa)
-                .map_err(|fault| {
-                    Condition::from_walk(&fault, format.geometry().root_level(), probe.write)
-                }),
+            Found::Table(levels, root) => levels.walk(memory, root, probe),
+        }
+    }
+
+    /// What an exception in one entry makes of a request that ends in `end`; `memory` is as our walk
+    /// left it.
+    fn predict(
+        &self,
+        memory: &Overlay<'_>,
+        bdf: u16,
+        probe: &Probe,
+        end: std::result::Result<PhysAddr, Condition>,
+    ) -> Option<Excepted<u8>> {
+        let fresh = memory.fresh();
+        let entries = self.entries(&fresh, bdf, probe);
+        if let Ok(Found::Table(Levels::First(_), _)) = self.find(&fresh, bdf) {
+            if let Some((exception, end)) = exceptions::predict_width(&entries, probe.iova) {
+                return Some(Excepted { exception, end, marks: Marks::new() });
+            }
+            if let (Ok(at), Some(exception)) = (end, exceptions::keeps_flags(&entries)) {
+                let mut marks = memory.writes();
+                marks.retain(|at, _| entries.last.is_none_or(|last| last.at != *at));
+                return Some(Excepted { exception, end: Ok(at), marks });
+            }
+        }
+        let (exception, end) = exceptions::predict(&entries, end.err()?)?;
+        Some(Excepted { exception, end, marks: memory.writes() })
+    }
+
+    /// What QEMU makes of a request whose structures it sees as in `memory`.
+    fn emulated(&self, memory: &Overlay<'_>, bdf: u16, probe: &Probe) -> End<u8> {
+        let end = self.end(memory, bdf, probe);
+        match self.predict(memory, bdf, probe, end) {
+            Some(excepted) => excepted.end,
+            None => end.map_err(|condition| self.mode.reason(condition)),
         }
     }
 
     fn entries<M: TableMemory>(&self, memory: &M, bdf: u16, probe: &Probe) -> Entries {
         let last = self.path(memory, bdf, probe.iova).last().copied();
-        let pasid_entry = self.structures(memory, bdf).entry.and_then(|at| memory.load(at));
-        Entries { mode: self.mode, last, pasid_entry, write: probe.write }
+        let entry = self.structures(memory, bdf).entry;
+        let pasid_entry = entry.and_then(|at| memory.load(at));
+        let first = entry.and_then(|at| memory.load(offset(at, 16)));
+        let paging_mode = first.map(|word| (word >> 2) & 3);
+        Entries { mode: self.mode, last, pasid_entry, paging_mode, write: probe.write }
     }
 
     /// The structures of `bdf` as QEMU sees them, if it does not look at something that is set.
@@ -246,9 +291,10 @@ impl Tables {
     ) -> std::result::Result<Found, Condition> {
         let context = legacy::lookup(memory, self.root, bdf, self.mode.bits())
             .map_err(|fault| Condition::from_legacy(fault.kind))?;
-        let format = second(self.mode, context.width.bits()).ok_or(Condition::ContextInvalid)?;
+        let levels = Levels::second(self.mode, context.width.bits());
+        let levels = levels.ok_or(Condition::ContextInvalid)?;
         Ok(match context.translation {
-            LegacyTranslation::SecondLevel { root } => Found::Second(format, root),
+            LegacyTranslation::SecondLevel { root } => Found::Table(levels, root),
             LegacyTranslation::PassThrough => Found::PassThrough,
         })
     }
@@ -260,14 +306,16 @@ impl Tables {
     ) -> std::result::Result<Found, Condition> {
         let entry = lookup(memory, self.root, bdf, None)
             .map_err(|fault| self.scalable_condition(memory, bdf, &fault))?;
-        match entry.translation {
+        let found = match entry.translation {
             Translation::SecondLevel { root, width } => {
-                let format = second(self.mode, width.bits()).ok_or(Condition::EntryInvalid)?;
-                Ok(Found::Second(format, root))
+                Levels::second(self.mode, width.bits()).map(|levels| Found::Table(levels, root))
             }
-            Translation::PassThrough => Ok(Found::PassThrough),
-            _ => Err(Condition::EntryInvalid),
-        }
+            Translation::FirstLevel(first) => Levels::first(self.mode, first.five_levels)
+                .map(|levels| Found::Table(levels, first.root)),
+            Translation::PassThrough => Some(Found::PassThrough),
+            Translation::Nested { .. } => None,
+        };
+        found.ok_or(Condition::EntryInvalid)
     }
 
     fn scalable_condition<M: TableMemory>(
@@ -341,13 +389,6 @@ impl Tables {
             found.directory.and_then(pointer).map(|table| offset(table, (pasid & 63) * 64));
         found
     }
-}
-
-/// The second level of `bits` that a unit in `mode` offers.
-fn second(mode: Mode, bits: u8) -> Option<VtdSecond> {
-    let offered = bits <= mode.bits();
-    let format = VtdSecond::new(bits, SECOND_SIZES).filter(|_| offered)?;
-    format.with_output_bits(mode.bits())
 }
 
 const fn offset(at: PhysAddr, bytes: u64) -> PhysAddr {
