@@ -21,7 +21,7 @@ use viommu_iotlb::{DeviceEvent, FaultRecord};
 use viommu_pasid::EndpointId;
 
 use crate::device::{
-    Connection, Device, KickTokens, Poll, Progress, Queue, Token, Trigger, Turn, Watched,
+    Connection, Device, KickTokens, Poll, Progress, Queue, Serving, Token, Trigger, Turn, Watched,
 };
 use crate::iommu::{Iommu, StartError};
 use crate::protocol::Event;
@@ -125,7 +125,8 @@ impl Ready {
 }
 
 impl Daemon {
-    /// A daemon that serves `iommu`, with `host` to make it take effect.
+    /// A daemon that serves `iommu`, with `host` to make it take effect. After work it looks at the
+    /// request queue for `poll_after_work` before it sleeps.
     ///
     /// # Errors
     /// [`DaemonError::Start`], or what the kernel says.
@@ -133,13 +134,15 @@ impl Daemon {
         front_ends: FrontEnds,
         iommu: Iommu,
         host: SoftwareIommu,
+        poll_after_work: Duration,
     ) -> Result<Self, DaemonError> {
         let poll = Poll::new()?;
         let stop = Watched::new(&poll, StopRequest::new()?, token::STOP, Trigger::Level)?;
         let devices = host.as_fd().try_clone_to_owned()?;
         let devices = Watched::new(&poll, devices, token::DEVICES, Trigger::Level)?;
         let kicks = KickTokens { request: token::REQUEST_KICK, event: token::EVENT_KICK };
-        let device = Device::new(iommu, host, &poll, kicks)?;
+        let serving = Serving { kicks, poll: poll_after_work };
+        let device = Device::new(iommu, host, &poll, serving)?;
         Ok(Self {
             poll,
             door: front_ends.0,

@@ -56,7 +56,7 @@ fn serve(config: Config) -> Result<(), Failure> {
     let count = config.endpoints.len();
     let specs = config.endpoints.into_iter().map(|endpoint| endpoint.spec).collect();
     let iommu = Iommu::new(config.settings, specs)?;
-    let mut daemon = Daemon::new(front_ends, iommu, host)?;
+    let mut daemon = Daemon::new(front_ends, iommu, host, config.poll)?;
     match sandbox {
         Sandbox::Auto => log::info!("sandbox {}", sandbox::enter(&sockets)),
         Sandbox::None => log::info!("no sandbox, as asked"),

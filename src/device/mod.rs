@@ -43,6 +43,7 @@ pub use counters::Counters;
 pub use poll::{Poll, Token, Trigger, Watched};
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use viommu_backend::HostIommu;
 use viommu_pasid::EndpointId;
@@ -113,6 +114,15 @@ pub struct KickTokens {
     pub event: Token,
 }
 
+/// How a device is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Serving {
+    /// What kicks are reported as.
+    pub kicks: KickTokens,
+    /// How long the request queue is looked at after work before its next kick is asked for.
+    pub poll: Duration,
+}
+
 /// A virtio-iommu behind a vhost-user socket.
 #[derive(Debug)]
 pub struct Device<H> {
@@ -142,16 +152,16 @@ impl<H: HostIommu> Device<H> {
         mut iommu: Iommu,
         mut host: H,
         poll: &Arc<Poll>,
-        kicks: KickTokens,
+        serving: Serving,
     ) -> Result<Self, StartError> {
         iommu.start(&mut host)?;
         host.sync();
-        let requests = Requests::new(iommu.config().probe_size);
+        let requests = Requests::new(iommu.config().probe_size, serving.poll);
         Ok(Self {
             iommu,
             host,
             poll: Arc::clone(poll),
-            kicks,
+            kicks: serving.kicks,
             ram: GuestRam::default(),
             negotiated: Negotiated::default(),
             life: Life::Idle,
@@ -223,8 +233,6 @@ impl<H: HostIommu> Device<H> {
     /// A device process says that its function does DMA again; it waits likewise.
     pub fn function_started(&mut self, endpoint: EndpointId) {
         self.iommu.function_started(endpoint);
-        // withdraws nothing, but the device process's answer goes out with it
-        self.host.sync();
     }
 
     /// The request queue's turn.

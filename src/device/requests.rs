@@ -5,6 +5,8 @@
 //! interrupt. So no UNMAP is answered while somebody still uses what it withdrew, and a guest that
 //! unmaps a hundred pages pays for one wait.
 
+use std::time::{Duration, Instant};
+
 use viommu_backend::HostIommu;
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryMmap;
@@ -35,21 +37,27 @@ pub(super) struct Requests {
     reply: Box<[u8]>,
     probe_size: u32,
     used: Vec<(u16, u32)>,
+    poll: Duration,
+    poll_until: Option<Instant>,
 }
 
 impl Requests {
-    /// Room for replies to a PROBE with `probe_size` bytes of properties, the longest there are.
-    pub(super) fn new(probe_size: u32) -> Self {
+    /// Room for replies to a PROBE with `probe_size` bytes of properties, the longest there are. After
+    /// work, the queue is looked at for `poll` before a kick is asked for.
+    pub(super) fn new(probe_size: u32, poll: Duration) -> Self {
         let reply = usize::try_from(probe_size).unwrap_or_default() + 4;
         Self {
             buffer: Buffer::new(),
             reply: vec![0; reply].into_boxed_slice(),
             probe_size,
             used: Vec::new(),
+            poll,
+            poll_until: None,
         }
     }
 
-    /// Serves what is available, and what comes meanwhile, for at most [`ROUNDS_PER_TURN`] batches.
+    /// Serves what is available, and what comes meanwhile or while it polls, for at most
+    /// [`ROUNDS_PER_TURN`] batches.
     pub(super) fn serve<H: HostIommu>(
         &mut self,
         ring: &mut Ring,
@@ -59,12 +67,27 @@ impl Requests {
         for _ in 0..ROUNDS_PER_TURN {
             ring.quiet(ram)?;
             self.batch(ring, ram, service)?;
+            if self.polls_on() {
+                continue;
+            }
             // Without this the driver's next request would come without a kick, and wait for ever.
             if !ring.listen(ram)? {
                 return Ok(Turn::Done);
             }
         }
         Ok(Turn::Again)
+    }
+
+    /// Whether to look again without asking for a kick: work has come within the time to poll.
+    fn polls_on(&mut self) -> bool {
+        if self.poll.is_zero() {
+            return false;
+        }
+        let now = Instant::now();
+        if !self.used.is_empty() {
+            self.poll_until = now.checked_add(self.poll);
+        }
+        self.poll_until.is_some_and(|until| now < until)
     }
 
     /// One batch. What was taken is answered even if the ring turns out broken behind it.

@@ -186,6 +186,22 @@ fn the_driver_is_asked_for_its_next_kick_each_time() {
 }
 
 #[test]
+fn while_it_polls_requests_are_served_without_a_kick() {
+    let daemon = Daemon::with(&["--poll-us", "1000000"]);
+    let mut guest = Guest::start(&daemon);
+    assert_eq!(guest.attach(1, ENDPOINT), OK);
+    for _ in 0..3 {
+        guest.queue_request(0, &wire::attach(1, ENDPOINT, 0), 4);
+        guest.requests.publish();
+        assert_eq!(guest.requests.wait_used().bytes, 4);
+        assert_eq!(guest.requests.kick_wanted_at(), 0, "no kick is asked for");
+    }
+    crate::support::wait_until("a kick is asked for at the end", || {
+        guest.requests.kick_wanted_at() == 4
+    });
+}
+
+#[test]
 fn a_domain_lives_until_its_last_endpoint_leaves() {
     let daemon = Daemon::with(&["--endpoint", "00:03.0"]);
     let mut guest = Guest::start(&daemon);
