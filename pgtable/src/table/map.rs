@@ -4,8 +4,8 @@ use core::fmt;
 
 use super::path::Path;
 use super::plan::{Plan, Span};
-use super::{Table, table_pages};
-use crate::format::{Entry, Format};
+use super::{Reached, Table, table_pages};
+use crate::format::{ENTRY_LG2, Entry, Format};
 use crate::{Access, Iova, IovaRange, Mapping, OutOfTables, PhysAddr, TableStore};
 
 /// Why a mapping was refused; the table is as before.
@@ -107,6 +107,10 @@ impl<F: Format> Table<F> {
     /// those ran out, what was written is withdrawn again.
     pub fn map<S: TableStore>(&mut self, store: &mut S, mapping: &Mapping) -> Result<(), MapError> {
         let plan = self.plan(mapping)?;
+        let reached = self.reach(store, plan.span.first, 0);
+        if self.map_in_place(store, &plan, &reached) {
+            return Ok(());
+        }
         let needed_pages = self.pages_for(store, &plan);
         let free_pages = store.pages_left();
         if needed_pages > free_pages {
@@ -124,6 +128,23 @@ impl<F: Format> Table<F> {
             unlinked: None,
         };
         writer.write().map_err(MapError::OutOfTables)
+    }
+
+    /// Maps all of the plan into the table at `reached`, which is there, if it fits and nothing is in its
+    /// place: the short way for a few pages beside others. True if done; else nothing was written.
+    #[inline]
+    fn map_in_place<S: TableStore>(&self, store: &mut S, plan: &Plan, reached: &Reached) -> bool {
+        let Span { first, last } = plan.span;
+        let level = plan.leaf_level(first);
+        let run = plan.run(level, first);
+        let end = first + (run << plan.geometry.entry_lg2(level));
+        let free = level == reached.level
+            && end > last
+            && self.used_in_run(store, level, reached.table, (first, run)).is_none();
+        if free {
+            self.fill(store, plan, (level, reached.table), (first, run));
+        }
+        free
     }
 
     /// The start of the first page of the plan where something is already.
@@ -165,9 +186,28 @@ impl<F: Format> Table<F> {
         let geometry = self.format.geometry();
         let first = geometry.entry_at(level, table, input).raw();
         (0..entries).find(|index| {
-            let at = PhysAddr::new(first + index * 8);
+            let at = PhysAddr::new(first + (index << ENTRY_LG2));
             self.entry(store, level, at) != Entry::Empty
         })
+    }
+
+    /// Writes the leaves of the run `(input, entries)` into the table of `level` at `table`.
+    #[inline]
+    fn fill<S: TableStore>(
+        &self,
+        store: &mut S,
+        plan: &Plan,
+        (level, table): (u8, PhysAddr),
+        (input, entries): (u64, u64),
+    ) {
+        let first = plan.geometry.entry_at(level, table, input).raw();
+        let (output, size_lg2) = (plan.output(input), plan.geometry.entry_lg2(level));
+        for index in 0..entries {
+            let oa = PhysAddr::new(output + (index << size_lg2));
+            let leaf = self.format.leaf(level, oa, plan.access);
+            store.store(PhysAddr::new(first + (index << ENTRY_LG2)), leaf);
+        }
+        self.add_live(store, level, table, entries);
     }
 }
 
@@ -181,7 +221,8 @@ impl<F: Format, S: TableStore> Writer<'_, F, S> {
                 return Err(error);
             }
             let run = self.plan.run(level, input);
-            self.fill(input, run);
+            let table = (level, self.path.table());
+            self.table.fill(self.store, self.plan, table, (input, run));
             let next = input + (run << self.plan.geometry.entry_lg2(level));
             if next > self.plan.span.last {
                 self.publish();
@@ -217,22 +258,8 @@ impl<F: Format, S: TableStore> Writer<'_, F, S> {
         } else {
             self.unlinked = Some(Unlinked { at, level, entry });
         }
-        self.table.add_live(self.store, &self.path, 1);
+        self.table.add_live(self.store, level, self.path.table(), 1);
         Ok(next)
-    }
-
-    /// Writes `run` leaves from `input` on into the lowest table of the path.
-    #[inline]
-    fn fill(&mut self, input: u64, run: u64) {
-        let (plan, level, table) = (self.plan, self.path.level(), self.path.table());
-        let first = plan.geometry.entry_at(level, table, input).raw();
-        let (output, size_lg2) = (plan.output(input), plan.geometry.entry_lg2(level));
-        for index in 0..run {
-            let oa = PhysAddr::new(output + (index << size_lg2));
-            let leaf = self.table.format.leaf(level, oa, plan.access);
-            self.store.store(PhysAddr::new(first + index * 8), leaf);
-        }
-        self.table.add_live(self.store, &self.path, run);
     }
 
     /// Shortens the path to the tables that cover `next` too.
@@ -259,7 +286,8 @@ impl<F: Format, S: TableStore> Writer<'_, F, S> {
         self.table.release(self.store, &mut self.path, end);
         let first = self.plan.span.first;
         if let Some(last) = end.checked_sub(1).filter(|last| *last >= first) {
-            self.table.remove(self.store, Span { first, last });
+            let way = self.table.path_to(self.store, first);
+            self.table.remove(self.store, way, Span { first, last });
         }
     }
 }

@@ -123,23 +123,23 @@ impl<F: Format> Table<F> {
         }
     }
 
-    /// Adds to the entries in use in the lowest table of `path`. The root's are not counted: it is
-    /// never freed, and one of concatenated tables has more than the store's number holds.
+    /// Adds to the entries in use in `table`. The root's are not counted: it is never freed, and one
+    /// of concatenated tables has more than the store's number holds.
     #[inline]
-    fn add_live<S: TableStore>(&self, store: &mut S, path: &Path, entries: u64) {
-        if path.level() != self.format.geometry().root_level() {
-            let live = u64::from(store.live(path.table())) + entries;
+    fn add_live<S: TableStore>(&self, store: &mut S, level: u8, table: PhysAddr, entries: u64) {
+        if level != self.format.geometry().root_level() {
+            let live = u64::from(store.live(table)) + entries;
             // at most 8192: the entries of a 64 KiB table
-            store.set_live(path.table(), u16::try_from(live).unwrap_or(u16::MAX));
+            store.set_live(table, u16::try_from(live).unwrap_or(u16::MAX));
         }
     }
 
-    /// Takes from the entries in use in the lowest table of `path`.
+    /// Takes from the entries in use in `table`.
     #[inline]
-    fn sub_live<S: TableStore>(&self, store: &mut S, path: &Path, entries: u64) {
-        if entries != 0 && path.level() != self.format.geometry().root_level() {
-            let live = u64::from(store.live(path.table())).saturating_sub(entries);
-            store.set_live(path.table(), u16::try_from(live).unwrap_or(u16::MAX));
+    fn sub_live<S: TableStore>(&self, store: &mut S, level: u8, table: PhysAddr, entries: u64) {
+        if entries != 0 && level != self.format.geometry().root_level() {
+            let live = u64::from(store.live(table)).saturating_sub(entries);
+            store.set_live(table, u16::try_from(live).unwrap_or(u16::MAX));
         }
     }
 }

@@ -68,42 +68,52 @@ impl<F: Format> Table<F> {
         let Some(span) = Span::of(&self.format, &iova) else {
             return Err(UnmapError::InputTooWide { iova, input_bits });
         };
-        self.refuse_split(store, &span, iova.start(), span.first)?;
-        self.refuse_split(store, &span, iova.last(), span.last)?;
-        Ok(self.remove(store, span))
+        let way = self.path_to(store, span.first);
+        self.refuse_split(store, &way, &span, (iova.start(), span.first))?;
+        let entry_lg2 = self.format.geometry().entry_lg2(way.level());
+        if (span.first ^ span.last) >> entry_lg2 != 0 {
+            let way = self.path_to(store, span.last);
+            self.refuse_split(store, &way, &span, (iova.last(), span.last))?;
+        }
+        Ok(self.remove(store, way, span))
     }
 
-    /// Fails if the leaf at the edge `input` of `span` is not wholly inside.
+    /// Fails if the leaf at the edge `(at, input)` of `span`, to which `way` leads, is not wholly inside.
+    #[inline]
     fn refuse_split<S: TableStore>(
         &self,
         store: &S,
+        way: &Path,
         span: &Span,
-        at: Iova,
-        input: u64,
+        (at, input): (Iova, u64),
     ) -> Result<(), UnmapError> {
-        let reached = self.reach(store, input, 0);
-        if reached.entry == Entry::Empty {
+        let (geometry, level) = (self.format.geometry(), way.level());
+        let size_lg2 = geometry.entry_lg2(level);
+        let below = (1 << size_lg2) - 1;
+        let inside = input & !below >= span.first && input | below <= span.last;
+        let entry_at = geometry.entry_at(level, way.table(), input);
+        if inside || self.entry(store, level, entry_at) == Entry::Empty {
             return Ok(());
         }
-        let size_lg2 = self.format.geometry().entry_lg2(reached.level);
-        let below = (1 << size_lg2) - 1;
-        if input & !below < span.first || input | below > span.last {
-            return Err(UnmapError::Split { at, size_lg2 });
-        }
-        Ok(())
+        Err(UnmapError::Split { at, size_lg2 })
     }
 
-    /// Clears all entries in `span` that lead nowhere further down; no leaf reaches out of it.
-    pub(super) fn remove<S: TableStore>(&self, store: &mut S, span: Span) -> Unmapped {
+    /// Clears all entries in `span` that lead nowhere further down; no leaf reaches out of it. `path` is
+    /// some way to its first address.
+    pub(super) fn remove<S: TableStore>(
+        &self,
+        store: &mut S,
+        mut path: Path,
+        span: Span,
+    ) -> Unmapped {
         let geometry = self.format.geometry();
         let mut unmapped = Unmapped::default();
-        let mut path = Path::new(geometry.root_level(), self.root);
         let mut input = span.first;
         loop {
             self.follow(store, &mut path, input);
             let (removed, next) = self.clear_run(store, &path, Span { first: input, ..span });
             unmapped.leaves += removed;
-            self.sub_live(store, &path, removed);
+            self.sub_live(store, path.level(), path.table(), removed);
             unmapped.table_pages += self.release(store, &mut path, input);
             if next > span.last {
                 return unmapped;
@@ -113,6 +123,14 @@ impl<F: Format> Table<F> {
             }
             input = next;
         }
+    }
+
+    /// The way to the lowest table for `input`.
+    #[inline]
+    pub(super) fn path_to<S: TableStore>(&self, store: &S, input: u64) -> Path {
+        let mut path = Path::new(self.format.geometry().root_level(), self.root);
+        self.follow(store, &mut path, input);
+        path
     }
 
     /// Extends the path to the lowest table for `input`.
@@ -162,7 +180,7 @@ impl<F: Format> Table<F> {
             path.up();
             store.store(geometry.entry_at(path.level(), path.table(), input), 0);
             store.free_pages(table, table_pages::<S>(&geometry));
-            self.sub_live(store, path, 1);
+            self.sub_live(store, path.level(), path.table(), 1);
             released += table_pages::<S>(&geometry);
         }
         released

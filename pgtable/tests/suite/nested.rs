@@ -51,7 +51,7 @@ impl<F: Format, G: Format> Stages<F, G> {
         let first = Table::new(first, &mut under).unwrap();
         let mut second = Table::new(second, &mut over).unwrap();
         let mut pieces = HashMap::new();
-        for at in (UNDER..UNDER + TABLE_PAGES * PAGE).step_by(PAGE as usize) {
+        for at in (0..TABLE_PAGES).map(|piece| UNDER + piece * PAGE) {
             second.map(&mut over, &mapping(second.format(), at, PAGE, scattered(at))).unwrap();
             pieces.insert(scattered(at) / PAGE, at / PAGE);
         }
@@ -139,7 +139,7 @@ pub(crate) fn each_table_access_is_translated<F: Format, G: Format>(first: F, se
         // each table in a piece of its own
         let one = mapping(&first, iova, 1 << geometry.granule_lg2, 0);
         let filler = |stages: &mut Stages<F, G>| {
-            while stages.memory.under.pages_taken() % (PAGE / 4096) != 0 {
+            while !stages.memory.under.pages_taken().is_multiple_of(PAGE / 4096) {
                 stages.memory.under.alloc_pages(1).unwrap();
             }
         };
