@@ -18,23 +18,24 @@ stty -F $talk raw -echo
 exec 3<>$talk
 
 say() { echo "$*" >&3; }
-ok() { name=$1; shift; say "check $name: ok $*"; }
-fail() { name=$1; shift; say "check $name: FAIL $*"; }
-fact() { name=$1; shift; say "fact $name: $*"; }
+# the first word is the name
+ok() { local name=$1; shift; say "check $name: ok $*"; }
+fail() { local name=$1; shift; say "check $name: FAIL $*"; }
+fact() { local name=$1; shift; say "fact $name: $*"; }
 
 # ready NAME: waits for the host; its line is then in $answer
 ready() { say "ready $1"; read -r answer <&3; }
 
 # attempt NAME COMMAND...: a check that passes when the command does; its last line is what it says
 attempt() {
-	name=$1
+	local name=$1
 	shift
 	if "$@" >/tmp/out 2>&1; then ok "$name" "$(tail -n 1 /tmp/out)"; else fail "$name" "$(tail -n 1 /tmp/out)"; fi
 }
 
 # within SECONDS COMMAND...: runs the command until it succeeds; fails when it never does
 within() {
-	tries=$(($1 * 10))
+	local tries=$(($1 * 10))
 	shift
 	until "$@" >/dev/null 2>&1; do
 		tries=$((tries - 1))
@@ -51,6 +52,7 @@ drop_caches() { sync; echo 3 >/proc/sys/vm/drop_caches; }
 
 # disk_at ADDRESS: the block device of a PCI function
 disk_at() {
+	local block
 	for block in /sys/block/*; do
 		case $(readlink -f "$block") in */0000:$1/*) echo "/dev/${block##*/}" && return ;; esac
 	done
@@ -59,6 +61,7 @@ disk_at() {
 
 # group_at ADDRESS: number and type of a PCI function's group
 group_at() {
+	local group
 	group=$(readlink -f "/sys/bus/pci/devices/0000:$1/iommu_group")
 	echo "${group##*/} $(cat "$group/type")"
 }
@@ -71,6 +74,7 @@ engine_function=00:04.0
 user_space_driver() {
 	echo vfio-pci >/sys/bus/pci/devices/0000:$engine_function/driver_override
 	echo 0000:$engine_function >/sys/bus/pci/drivers_probe
+	local group
 	group=$(group_at $engine_function)
 	group=${group%% *}
 	within 10 test -c "/dev/vfio/$group" || fail bound "no /dev/vfio/$group"
@@ -86,10 +90,11 @@ tell_faults() {
 
 # load: the modules in their order, minus those that the scenario loads itself
 load() {
+	local module parameters
 	for module in /modules/*; do
 		parameters=
 		# virtio-iommu remaps no interrupts, and x86 then wants this said
-		case $module in *vfio_iommu_type1*) parameters=allow_unsafe_interrupts=1 ;; esac
+		case $module in *vfio-iommu-type1*) parameters=allow_unsafe_interrupts=1 ;; esac
 		insmod "$module" $parameters || fail load "$module"
 	done
 }

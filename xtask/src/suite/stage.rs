@@ -168,8 +168,10 @@ impl Stage {
     ///
     /// # Errors
     /// QEMU is gone.
-    pub(crate) fn monitor(&self) -> Result<Qmp> {
-        Qmp::connect(&self.dir.join(QMP_SOCKET))
+    pub(crate) fn monitor(&mut self) -> Result<Qmp> {
+        let socket = self.dir.join(QMP_SOCKET);
+        self.guest.process.until_path(&socket, Deadline::after(START_WITHIN))?;
+        Qmp::connect(&socket)
     }
 }
 
