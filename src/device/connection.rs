@@ -105,7 +105,8 @@ impl<H: HostIommu> Connection<H> {
     fn message(&mut self) -> Option<Progress> {
         let error = self.handler.handle_request().err()?;
         if lock(&self.device).take_tolerable() {
-            log::warn!("front-end message refused: {error}");
+            // A guest can cause as many as it likes, by what it writes to the configuration space.
+            log::debug!("front-end message refused: {error}");
             return None;
         }
         Some(Progress::Gone(match error {

@@ -206,7 +206,7 @@ impl<H: HostIommu> VhostUserBackendReqHandlerMut for Device<H> {
         let done = self.iommu.set_bypass(&mut self.host, bypass);
         self.host.sync();
         self.tolerate(done)?;
-        log::info!("bypass is {} now", if bypass { "on" } else { "off" });
+        log::debug!("bypass is {} now", if bypass { "on" } else { "off" });
         Ok(())
     }
 

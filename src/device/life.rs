@@ -9,7 +9,7 @@ use super::features::Negotiated;
 use super::memory::GuestRam;
 use super::poll::{Trigger, Watched};
 use super::ring::{Ring, RingAddresses, never_block};
-use super::{Device, Queue};
+use super::{Device, Queue, Turn, settle};
 use crate::protocol::Features;
 
 /// How far the device has come.
@@ -53,13 +53,19 @@ impl<H: HostIommu> Device<H> {
 
     /// Takes a ring's addresses; one in use is looked up anew.
     pub(super) fn set_addresses(&mut self, queue: Queue, addresses: RingAddresses) {
+        self.ring(queue).set_addresses(addresses);
+        self.place(queue);
+        self.start_ready();
+    }
+
+    /// Finds a ring in guest memory, if it is in use; one that is not there is given up.
+    fn place(&mut self, queue: Queue) {
         let ring = match queue {
             Queue::Request => &mut self.request_ring,
             Queue::Event => &mut self.event_ring,
         };
-        ring.set_addresses(addresses);
-        ring.place(&self.ram);
-        self.start_ready();
+        let placed = ring.place(&self.ram).map(|()| Turn::Done);
+        settle(placed, ring, &mut self.counters);
     }
 
     /// Starts what has become ready, and sees to it that rings in use are looked at once: a kick may
@@ -67,10 +73,12 @@ impl<H: HostIommu> Device<H> {
     pub(super) fn start_ready(&mut self) {
         if self.request_ring.is_ready() && !self.ram.is_empty() {
             self.begin();
-            self.request_ring.start(&self.ram, self.event_idx());
+            self.request_ring.start(self.event_idx());
+            self.place(Queue::Request);
         }
         if self.event_ring.is_ready() && !self.ram.is_empty() {
-            self.event_ring.start(&self.ram, self.event_idx());
+            self.event_ring.start(self.event_idx());
+            self.place(Queue::Event);
         }
         self.request_due = true;
         self.event_due = true;
@@ -79,8 +87,8 @@ impl<H: HostIommu> Device<H> {
     /// The memory table is another one. What was in use by the old one is out of use when this returns.
     pub(super) fn replace_ram(&mut self, ram: GuestRam) {
         self.ram = ram;
-        self.request_ring.place(&self.ram);
-        self.event_ring.place(&self.ram);
+        self.place(Queue::Request);
+        self.place(Queue::Event);
         self.host.withdraw_all();
         self.host.sync();
         self.start_ready();

@@ -192,22 +192,19 @@ impl Ring {
         ram.mapped().read_slice(&mut bytes, start).is_ok() && bytes.iter().any(|byte| *byte != 0)
     }
 
-    /// Begins to serve. A ring that cannot be reached is broken from the start.
-    pub(super) fn start(&mut self, ram: &GuestRam, event_idx: bool) {
+    /// Begins to serve. [`place`](Self::place) comes next.
+    pub(super) fn start(&mut self, event_idx: bool) {
         self.queue.set_event_idx(event_idx);
         self.queue.set_ready(true);
         self.state = State::Started;
-        self.place(ram);
     }
 
-    /// Finds the ring's parts in guest memory, after a start or a change of the memory table.
-    pub(super) fn place(&mut self, ram: &GuestRam) {
-        if self.state != State::Started {
-            return;
-        }
-        if let Err(fault) = self.resolve(ram) {
-            self.give_up(&fault);
-        }
+    /// Finds the parts of a ring in use in guest memory, after a start or a change of the memory table.
+    ///
+    /// # Errors
+    /// [`RingFault::Unreachable`], or a part that is not aligned.
+    pub(super) fn place(&mut self, ram: &GuestRam) -> Result<(), RingFault> {
+        if self.state == State::Started { self.resolve(ram) } else { Ok(()) }
     }
 
     /// GET_VRING_BASE: ends serving, forgets the descriptors, and says where it stopped. Nothing is in

@@ -1,10 +1,14 @@
 //! Guests and front-ends that break every rule. Nothing panics, hangs or grows; honest ones are served
 //! right after.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 
 use vhost::VhostBackend;
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::support::daemon::Daemon;
 use crate::support::guest::{ENDPOINT, Guest, READABLE_AT, UNTOUCHED, WRITABLE_AT};
@@ -312,4 +316,108 @@ fn random_rings_neither_kill_nor_stop_the_daemon() {
     }
     let mut guest = Guest::boot(vmm, LINUX_FEATURES);
     assert_eq!(guest.attach(1, ENDPOINT), OK);
+}
+
+/// A message of the vhost-user protocol: version 1, an acknowledgement wanted.
+fn message(request: u32, payload: &[u8]) -> Vec<u8> {
+    let header = [request, 1 | 1 << 3, payload.len() as u32];
+    header.into_iter().flat_map(u32::to_ne_bytes).chain(payload.iter().copied()).collect()
+}
+
+/// Sends a message over a connection whose protocol features are agreed on; the acknowledgement, 0 for
+/// "done".
+fn acknowledged(stream: &mut UnixStream, request: u32, payload: &[u8]) -> u64 {
+    stream.write_all(&message(request, payload)).unwrap();
+    let mut reply = [0; 20];
+    stream.read_exact(&mut reply).unwrap();
+    u64::from_ne_bytes(reply[12..].try_into().unwrap())
+}
+
+/// Numbers of messages.
+const SET_VRING_NUM: u32 = 8;
+const SET_VRING_ADDR: u32 = 9;
+const SET_VRING_BASE: u32 = 10;
+const GET_VRING_BASE: u32 = 11;
+const SET_VRING_KICK: u32 = 12;
+const SET_VRING_ENABLE: u32 = 18;
+
+/// Two words, as in the messages that set up a queue.
+fn words(first: u32, second: u32) -> Vec<u8> {
+    [first.to_ne_bytes(), second.to_ne_bytes()].concat()
+}
+
+#[test]
+fn queues_that_do_not_exist_and_values_out_of_range_are_refused_and_the_connection_stays() {
+    let daemon = Daemon::start();
+    let mut stream = daemon.connect();
+    let _vmm = Vmm::over(stream.try_clone().unwrap());
+    for queue in [2, 3, 255, u32::MAX] {
+        for request in [SET_VRING_NUM, SET_VRING_BASE, SET_VRING_ENABLE] {
+            assert_ne!(
+                acknowledged(&mut stream, request, &words(queue, 1)),
+                0,
+                "{request} {queue}"
+            );
+        }
+        let address = [words(queue, 0), vec![0; 32]].concat();
+        assert_ne!(acknowledged(&mut stream, SET_VRING_ADDR, &address), 0, "{queue}");
+    }
+    for size in [0, 65536, 65536 + 256, u32::MAX] {
+        assert_ne!(acknowledged(&mut stream, SET_VRING_NUM, &words(0, size)), 0, "size {size}");
+    }
+    for base in [65536, u32::MAX] {
+        assert_ne!(acknowledged(&mut stream, SET_VRING_BASE, &words(0, base)), 0, "base {base}");
+    }
+    let without_descriptor = 0x100_u64.to_ne_bytes();
+    assert_ne!(acknowledged(&mut stream, SET_VRING_KICK, &without_descriptor), 0);
+    assert_eq!(acknowledged(&mut stream, SET_VRING_NUM, &words(0, 256)), 0, "still served");
+}
+
+#[test]
+fn a_base_of_a_queue_that_does_not_exist_ends_the_connection() {
+    let daemon = Daemon::start();
+    let mut stream = daemon.connect();
+    let _vmm = Vmm::over(stream.try_clone().unwrap());
+    stream.write_all(&message(GET_VRING_BASE, &words(2, 0))).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0, "nobody waits for an answer for ever");
+    assert_eq!(guest(&daemon).unmap(1, 0, 0xfff), OK);
+}
+
+#[test]
+fn a_kick_descriptor_that_cannot_be_watched_is_refused() {
+    let daemon = Daemon::start();
+    let mut stream = daemon.connect();
+    let vmm = Vmm::over(stream.try_clone().unwrap());
+    let kick = message(SET_VRING_KICK, &0_u64.to_ne_bytes());
+    stream.send_with_fd(&kick[..], vmm.memory.file.as_raw_fd()).unwrap();
+    let mut reply = [0; 20];
+    stream.read_exact(&mut reply).unwrap();
+    assert_ne!(reply[12], 0);
+    let mut guest = Guest::boot(vmm, LINUX_FEATURES);
+    assert_eq!(guest.attach(1, ENDPOINT), OK);
+}
+
+#[test]
+fn a_call_descriptor_that_is_full_makes_nobody_wait() {
+    let daemon = Daemon::start();
+    let mut guest = guest(&daemon);
+    let full = EventFd::new(0).unwrap();
+    full.write(u64::MAX - 1).unwrap();
+    guest.vmm.front_end.set_vring_call(REQUEST, &full).unwrap();
+    for place in 1..10 {
+        guest.requests.want_interrupt_at(place);
+        assert_eq!(guest.unmap(1, 0, 0xfff), OK);
+    }
+}
+
+#[test]
+fn an_idle_daemon_needs_little_memory_and_no_processor_time() {
+    let daemon = Daemon::with(&["--log-level", "info"]);
+    let mut guest = guest(&daemon);
+    assert_eq!(guest.unmap(1, 0, 0xfff), OK);
+    let before = daemon.cpu_ticks();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let (ticks, rss) = (daemon.cpu_ticks() - before, daemon.rss_kib());
+    assert!(ticks <= 2, "{ticks} of 50 clock ticks with nothing to do");
+    assert!(rss < 8 * 1024, "{rss} KiB");
 }
