@@ -229,12 +229,12 @@ impl Machine {
         let ring = RINGS + queue as u64 * RING_STRIDE + AVAILABLE;
         let slot = u64::from(self.rings[queue].available % QUEUE_SIZE);
         self.write_ram(ring + 4 + 2 * slot, &head.to_le_bytes());
+        // an interrupt for the next used entry; asked for first, since the device may still be looking
+        let used_event = ring + 4 + 2 * u64::from(QUEUE_SIZE);
+        self.write_ram(used_event, &self.rings[queue].used.to_le_bytes());
         let available = self.rings[queue].available.wrapping_add(1);
         self.rings[queue].available = available;
         self.set_available(queue, available);
-        // an interrupt for the next used entry
-        let used_event = ring + 4 + 2 * u64::from(QUEUE_SIZE);
-        self.write_ram(used_event, &self.rings[queue].used.to_le_bytes());
     }
 
     pub(crate) fn set_available(&self, queue: usize, index: u16) {
