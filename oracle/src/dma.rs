@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::memory::GuestRam;
 use crate::pci::{Config, Function};
 use crate::qtest::Batch;
+use crate::subject::Probe;
 
 /// The writer's registers.
 mod testdev {
@@ -97,11 +98,30 @@ impl Engines {
         self.reader.enable(machine, config)
     }
 
+    /// Does what `probe` says. `target` is where its bytes should move to or come from. What a read has
+    /// moved is asked with [`delivered`](Self::delivered), if no fault was recorded.
+    ///
+    /// # Errors
+    /// If the emulator is gone.
+    pub fn access(
+        &self,
+        machine: &mut Emulator,
+        ram: &GuestRam,
+        probe: &Probe,
+        target: Option<PhysAddr>,
+    ) -> Result<Effect> {
+        if probe.write {
+            return self.write(machine, ram, probe.iova, target);
+        }
+        self.fetch(machine, ram, probe.iova, target.map(|target| (target, probe.token)))?;
+        Ok(Effect::Nothing)
+    }
+
     /// Writes [`DMA_BYTES`] at `iova`. `target` is where they should land, and is cleared before.
     ///
     /// # Errors
     /// If the emulator is gone.
-    pub fn write(
+    fn write(
         &self,
         machine: &mut Emulator,
         ram: &GuestRam,
@@ -137,7 +157,7 @@ impl Engines {
     ///
     /// # Errors
     /// If the emulator is gone.
-    pub fn fetch(
+    fn fetch(
         &self,
         machine: &mut Emulator,
         ram: &GuestRam,

@@ -20,7 +20,7 @@
 //! | [`dma`] | devices that write and read |
 //! | [`tables`], [`random`] | random tables of any format |
 //! | [`subject`], [`runner`], [`report`] | what is compared, the comparison, what is printed |
-//! | [`vtd`] | intel-iommu |
+//! | [`vtd`], [`smmu`] | intel-iommu; SMMUv3 |
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
 
@@ -35,6 +35,7 @@ pub mod random;
 pub mod region;
 pub mod report;
 pub mod runner;
+pub mod smmu;
 pub mod subject;
 pub mod tables;
 pub mod vtd;

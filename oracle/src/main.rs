@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use viommu_oracle::emulator::Program;
 use viommu_oracle::runner::{Outcome, compare};
+use viommu_oracle::smmu::{self, Smmu};
 use viommu_oracle::vtd::{self, Vtd};
 use viommu_oracle::{Result, report};
 
@@ -18,6 +19,9 @@ struct Args {
     /// A qemu-system-x86_64, or a script that runs one
     #[arg(long, value_name = "PATH")]
     qemu: Option<PathBuf>,
+    /// A qemu-system-aarch64, or a script that runs one
+    #[arg(long, value_name = "PATH")]
+    qemu_arm: Option<PathBuf>,
     /// Accesses to compare in each mode
     #[arg(long, value_name = "N", default_value_t = 3000)]
     cases: u64,
@@ -55,6 +59,15 @@ fn run(args: &Args) -> Result<Vec<Outcome>> {
                 continue;
             }
             let mut unit = Vtd::start(&program, mode)?;
+            outcomes.push(compare(&mut unit, args.cases, args.seed)?);
+        }
+    }
+    if let Some(program) = args.program(args.qemu_arm.as_ref(), "qemu-system-aarch64") {
+        for mode in smmu::Mode::ALL {
+            if !mode.to_string().contains(&args.only) {
+                continue;
+            }
+            let mut unit = Smmu::start(&program, mode)?;
             outcomes.push(compare(&mut unit, args.cases, args.seed)?);
         }
     }

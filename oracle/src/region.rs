@@ -18,6 +18,8 @@ const PAGE: [u8; 4096] = [0; 4096];
 pub struct Region {
     ram: Rc<GuestRam>,
     start: u64,
+    /// What to add to an address of this region to get the machine's.
+    shift: u64,
     pages: u64,
     used: u64,
     live: BTreeMap<u64, u16>,
@@ -28,7 +30,16 @@ impl Region {
     /// `pages` pages from `start` on, a multiple of 1 MiB.
     #[must_use]
     pub const fn new(ram: Rc<GuestRam>, start: PhysAddr, pages: u64) -> Self {
-        Self { ram, start: start.raw(), pages, used: 0, live: BTreeMap::new(), failed: None }
+        Self::seen_at(ram, start, pages, start)
+    }
+
+    /// The same pages, by addresses from `seen` on, a multiple of 1 MiB too: where a second level puts
+    /// them.
+    #[must_use]
+    pub const fn seen_at(ram: Rc<GuestRam>, start: PhysAddr, pages: u64, seen: PhysAddr) -> Self {
+        let shift = start.raw().wrapping_sub(seen.raw());
+        let live = BTreeMap::new();
+        Self { ram, start: seen.raw(), shift, pages, used: 0, live, failed: None }
     }
 
     /// Forgets every page.
@@ -46,6 +57,12 @@ impl Region {
         }
     }
 
+    /// The machine's address of what is at `at` here.
+    #[must_use]
+    pub const fn machine(&self, at: PhysAddr) -> PhysAddr {
+        PhysAddr::new(at.raw().wrapping_add(self.shift))
+    }
+
     /// The memory that the pages are part of.
     #[must_use]
     pub fn ram(&self) -> &GuestRam {
@@ -55,13 +72,13 @@ impl Region {
 
 impl TableMemory for Region {
     fn load(&self, at: PhysAddr) -> Option<u64> {
-        self.ram.load(at)
+        self.ram.load(self.machine(at))
     }
 }
 
 impl TableStore for Region {
     fn store(&mut self, at: PhysAddr, entry: u64) {
-        if self.ram.store(at, entry).is_none() {
+        if self.ram.store(self.machine(at), entry).is_none() {
             self.failed = Some(at);
         }
     }
@@ -74,7 +91,7 @@ impl TableStore for Region {
         self.used = start + pages;
         for page in start..self.used {
             let at = PhysAddr::new(self.start + page * Self::PAGE_BYTES);
-            if self.ram.write(at, &PAGE).is_none() {
+            if self.ram.write(self.machine(at), &PAGE).is_none() {
                 self.failed = Some(at);
             }
         }

@@ -20,6 +20,16 @@ pub struct Probe {
     pub token: u32,
 }
 
+impl Probe {
+    /// An access to `iova`: mostly a write, for reads take longer.
+    #[must_use]
+    pub fn new(iova: Iova, random: &mut Random) -> Self {
+        // odd, and so never what the writer writes
+        let token = u32::try_from(random.bits() >> 32).unwrap_or(0) | 1;
+        Self { iova, write: !random.once_in(4), token }
+    }
+}
+
 /// The words of tables that lead an access, where there is memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Words {
@@ -146,8 +156,8 @@ pub trait Subject {
         verdict: &Verdict<Self::Reason>,
     ) -> Result<Observed<Self::Record>>;
 
-    /// The record of this access that ends for this reason.
-    fn record(&self, probe: &Probe, reason: Self::Reason) -> Self::Record;
+    /// The record of this access that ends for this reason, if there is one.
+    fn record(&self, probe: &Probe, reason: Self::Reason) -> Option<Self::Record>;
 }
 
 /// Compares what should have come of an access with what has. `left` tells whether the words of tables are
@@ -162,7 +172,7 @@ pub fn judge<S: Subject + ?Sized>(
     let same = |end: &End<S::Reason>| match end {
         Ok(_) => observed.effect == Effect::Moved && observed.fault.is_none(),
         Err(reason) => {
-            let told = observed.fault == Some(subject.record(probe, *reason));
+            let told = observed.fault == subject.record(probe, *reason);
             let untold = verdict.silent && observed.fault.is_none();
             // a reader cannot tell that it was refused
             let refused = observed.effect == Effect::Nothing

@@ -78,17 +78,6 @@ impl Vtd {
         if probe.write { self.engines.writer.bdf() } else { self.engines.reader.bdf() }
     }
 
-    fn access(&mut self, probe: &Probe, target: Option<PhysAddr>) -> Result<Effect> {
-        let (machine, ram) = (&mut self.machine, self.region.ram());
-        if probe.write {
-            return self.engines.write(machine, ram, probe.iova, target);
-        }
-        let source = target.map(|target| (target, probe.token));
-        self.engines.fetch(machine, ram, probe.iova, source)?;
-        // the rest is known when no fault was recorded
-        Ok(Effect::Nothing)
-    }
-
     /// What a read without a fault has read.
     fn delivered(&mut self, probe: &Probe) -> Result<Effect> {
         let (machine, ram) = (&mut self.machine, self.region.ram());
@@ -116,9 +105,7 @@ impl Subject for Vtd {
 
     fn probe(&mut self, random: &mut Random) -> Probe {
         let iova = Iova::new(self.tables.address(random) & !3);
-        // 31 bits: never what the writer writes
-        let token = u32::try_from(random.bits() >> 33).unwrap_or(0) << 1 | 1;
-        Probe { iova, write: !random.once_in(4), token }
+        Probe::new(iova, random)
     }
 
     fn words(&self, probe: &Probe) -> Words {
@@ -143,17 +130,18 @@ impl Subject for Vtd {
     }
 
     fn observe(&mut self, probe: &Probe, verdict: &Verdict<u8>) -> Result<Observed<Record>> {
-        self.registers.invalidate(&mut self.machine, self.region.ram())?;
-        let mut effect = self.access(probe, verdict.target())?;
-        let fault = self.registers.take_fault(&mut self.machine)?;
+        let (machine, ram) = (&mut self.machine, self.region.ram());
+        self.registers.invalidate(machine, ram)?;
+        let mut effect = self.engines.access(machine, ram, probe, verdict.target())?;
+        let fault = self.registers.take_fault(machine)?;
         if !probe.write && fault.is_none() {
             effect = self.delivered(probe)?;
         }
         Ok(Observed { effect, fault })
     }
 
-    fn record(&self, probe: &Probe, reason: u8) -> Record {
+    fn record(&self, probe: &Probe, reason: u8) -> Option<Record> {
         let (source, page) = (self.source(probe), probe.iova.raw() & !0xfff);
-        Record { reason, source, page, read: !probe.write }
+        Some(Record { reason, source, page, read: !probe.write })
     }
 }

@@ -1,0 +1,120 @@
+//! What an SMMU records of a request that goes nowhere (IHI 0070, 7.3).
+
+use viommu_pasid::smmuv3::{LookupFaultKind, walk_event};
+use viommu_pgtable::{Fault, Purpose, Stage};
+
+/// Bytes of an event record.
+pub(super) const EVENT_BYTES: u64 = 32;
+
+/// F_WALK_EABT: no memory at an entry of a page table.
+const WALK_ABORT: u8 = 0x0b;
+/// F_TRANSLATION to F_PERMISSION: what page tables say.
+const FIRST_WALK_EVENT: u8 = 0x10;
+const LAST_WALK_EVENT: u8 = 0x13;
+
+/// Word 1, bits 35 and 39: RnW, S2. Bits 41:40: CLASS.
+const READ: u64 = 1 << 35;
+const STAGE2: u64 = 1 << 39;
+const CLASS_SHIFT: u32 = 40;
+/// Word 3, bits 51:12: IPA.
+const IPA: u64 = 0x000f_ffff_ffff_f000;
+
+/// What the request was on the way to when stage 2 ended it: CLASS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// A context descriptor.
+    Descriptor,
+    /// An entry of a stage 1 table.
+    TableEntry,
+    /// Its own address.
+    Input,
+}
+
+/// Why a request goes nowhere, as an event tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reason {
+    /// The event's number; `None` if the request ends without one.
+    pub event: Option<u8>,
+    /// How a walk ended, for events of walks.
+    pub walk: Option<Walk>,
+}
+
+/// The part of an event that is about a walk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Walk {
+    /// Stage 2 ended it.
+    pub stage2: bool,
+    /// What it was for; not compared where memory was missing: QEMU has one class for that.
+    pub class: Option<Class>,
+    /// The page that stage 2 was asked for.
+    pub ipa: Option<u64>,
+}
+
+/// An event record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record {
+    /// The event's number.
+    pub event: u8,
+    /// Whose request it was.
+    pub stream: u32,
+    /// For events of walks: the walk, the request's address, and whether it read.
+    pub walk: Option<(Walk, u64, bool)>,
+}
+
+impl Reason {
+    /// An event that is not about a walk.
+    pub(super) const fn plain(event: Option<u8>) -> Self {
+        Self { event, walk: None }
+    }
+
+    /// From a lookup of the stream table and context descriptors.
+    pub(super) fn from_lookup(kind: &LookupFaultKind) -> Self {
+        match kind {
+            LookupFaultKind::ContextThrough(fault) => Self::from_walk(fault, Class::Descriptor),
+            _ => Self::plain(kind.event()),
+        }
+    }
+
+    /// From a walk of either stage; `class` is what the walk as a whole was for.
+    pub(super) fn from_walk(fault: &Fault, class: Class) -> Self {
+        let class = match (class, fault.purpose) {
+            (Class::Input, Purpose::TableEntry) => Class::TableEntry,
+            _ => class,
+        };
+        Self::walk(walk_event(&fault.kind), fault.stage, class, fault.input)
+    }
+
+    /// The event of a walk whose `stage` was asked for `input`.
+    pub(super) fn walk(event: u8, stage: Stage, class: Class, input: u64) -> Self {
+        let stage2 = stage == Stage::Second;
+        let class = (event != WALK_ABORT).then_some(class);
+        let ipa = (stage2 && event != WALK_ABORT).then_some(input & IPA);
+        Self { event: Some(event), walk: Some(Walk { stage2, class, ipa }) }
+    }
+}
+
+impl Record {
+    /// The record in these four words.
+    pub(super) fn decode(words: [u64; 4]) -> Self {
+        let [word0, word1, input, address] = words;
+        let [event, _, _, _, stream @ ..] = word0.to_le_bytes();
+        let stream = u32::from_le_bytes(stream);
+        let about_walk =
+            event == WALK_ABORT || (FIRST_WALK_EVENT..=LAST_WALK_EVENT).contains(&event);
+        let class = match (word1 >> CLASS_SHIFT) & 3 {
+            0 => Some(Class::Descriptor),
+            1 => Some(Class::TableEntry),
+            2 => Some(Class::Input),
+            _ => None,
+        };
+        let stage2 = word1 & STAGE2 != 0;
+        let told = event != WALK_ABORT;
+        let walk = Walk {
+            stage2,
+            class: class.filter(|_| told),
+            ipa: (stage2 && told).then_some(address & IPA),
+        };
+        let walk = about_walk.then_some((walk, input, word1 & READ != 0));
+        Self { event, stream, walk }
+    }
+}

@@ -1,0 +1,1 @@
+//! Where QEMU's SMMUv3 is known to differ, and how exactly.
