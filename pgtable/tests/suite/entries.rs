@@ -63,11 +63,35 @@ pub(crate) fn decode_is_total<F: Format>(format: F) {
 }
 
 /// Some word at every address, the same each time, and how many were read.
-struct Noise {
+pub(crate) struct Noise {
     seed: u64,
     and: u64,
     or: u64,
-    loads: Cell<u32>,
+    pub(crate) loads: Cell<u32>,
+}
+
+impl Noise {
+    /// Words like random ones, or mostly tables of `format`, or tables that all lead to one place.
+    pub(crate) fn like<F: Format>(format: &F) -> impl Strategy<Value = Self> + use<F> {
+        let (output_bits, table) = (format.geometry().output_bits, format.table(PhysAddr::new(0)));
+        let masks = prop_oneof![
+            Just((u64::MAX, 0)),
+            Just((((1 << output_bits) - 1) & !0xffff, table)),
+            Just((0, table)),
+        ];
+        (any::<u64>(), masks).prop_map(|(seed, (and, or))| Self {
+            seed,
+            and,
+            or,
+            loads: Cell::new(0),
+        })
+    }
+}
+
+impl core::fmt::Debug for Noise {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Noise({:#x} & {:#x} | {:#x})", self.seed, self.and, self.or)
+    }
 }
 
 impl TableMemory for Noise {
@@ -82,15 +106,7 @@ impl TableMemory for Noise {
 
 pub(crate) fn walks_are_bounded<F: Format>(format: F) {
     let geometry = format.geometry();
-    let table = format.table(PhysAddr::new(0));
-    let masks = prop_oneof![
-        // anything; any table; the table that leads to itself
-        Just((u64::MAX, 0)),
-        Just((((1 << geometry.output_bits) - 1) & !0xffff, table)),
-        Just((0, table)),
-    ];
-    proptest!(|(seed: u64, (and, or) in masks, root: u64, iova: u64, wanted in 0u8..16)| {
-        let memory = Noise { seed, and, or, loads: Cell::new(0) };
+    proptest!(|(memory in Noise::like(&format), root: u64, iova: u64, wanted in 0u8..16)| {
         let iova = Iova::new(iova & (end(&format) - 1));
         let root = PhysAddr::new(root >> geometry.root_bytes_lg2() << geometry.root_bytes_lg2());
         let wanted = Access::from_bits_truncate(wanted);

@@ -10,6 +10,7 @@
 
 mod canonical;
 mod entries;
+mod failing;
 mod marks;
 mod model;
 mod nested;
@@ -83,6 +84,11 @@ macro_rules! suite {
             }
 
             #[test]
+            fn an_allocation_that_fails_half_way_is_undone() {
+                failing::every_failed_allocation_is_undone($format);
+            }
+
+            #[test]
             fn a_reader_sees_nothing_or_whole_entries_after_every_store() {
                 watched::every_state_is_consistent($format);
             }
@@ -129,6 +135,11 @@ macro_rules! nested {
             #[test]
             fn each_table_access_of_the_first_level_is_translated_by_the_second() {
                 nested::each_table_access_is_translated($first, $second);
+            }
+
+            #[test]
+            fn a_walk_over_any_bytes_is_bounded_by_both_levels() {
+                nested::walks_are_bounded($first, $second);
             }
 
             #[test]

@@ -9,6 +9,7 @@ use viommu_pgtable::{
     Stage, Table, TableMemory, TableStore, Translation, walk, walk_nested,
 };
 
+use crate::entries::Noise;
 use crate::model::{end, mapping};
 
 const PAGE: u64 = 1 << 16;
@@ -182,4 +183,21 @@ pub(crate) fn no_pointer_resolves_among_the_second_levels_tables<F: Format, G: F
     assert_eq!((fault.stage, fault.purpose), (Stage::Second, Purpose::TableEntry), "{fault}");
     assert_eq!((fault.input, fault.kind), (aligned, FaultKind::NotPresent));
     assert!(stages.over.load(PhysAddr::new(aligned)).is_some(), "something is at that number");
+}
+
+pub(crate) fn walks_are_bounded<F: Format, G: Format>(first: F, second: G) {
+    let (upper, lower) = (first.geometry(), second.geometry());
+    let memories = (Noise::like(&first), Noise::like(&second));
+    proptest!(|((under, over) in memories, iova: u64, wanted in 0u8..16)| {
+        let iova = Iova::new(iova & (end(&first) - 1));
+        let wanted = Access::from_bits_truncate(wanted);
+        let behind = Behind::new(second, &over, PhysAddr::new(0), &under);
+        if let Ok(translation) = walk_nested(&first, PhysAddr::new(0), &behind, iova, wanted) {
+            prop_assert!(translation.access.permits(wanted));
+        }
+        let (n, m) = (u32::from(upper.levels), u32::from(lower.levels));
+        prop_assert!(under.loads.get() <= n);
+        // words without flags are marked: the way to the entry is walked once more for each, in vain
+        prop_assert!(over.loads.get() <= m * (n + 2));
+    });
 }
