@@ -83,7 +83,7 @@ enum Step {
 }
 
 /// Reads one entry and, if its flags must be set, comes back until they are.
-#[inline]
+#[inline(always)]
 fn step<F: Format, M: TableMemory + ?Sized>(
     format: &F,
     memory: &M,
@@ -113,7 +113,7 @@ fn step<F: Format, M: TableMemory + ?Sized>(
 }
 
 /// What the entry `raw` means for an access that does `wanted`, and the flags to set in it.
-#[inline]
+#[inline(always)]
 fn judge<F: Format>(
     format: &F,
     level: u8,

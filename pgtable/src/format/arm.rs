@@ -170,27 +170,22 @@ pub(super) fn output_size(bits: u8) -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
     pub(super) granule: Granule,
-    pub(super) levels: u8,
-    pub(super) input_bits: u8,
-    pub(super) output_bits: u8,
+    pub(super) geometry: Geometry,
 }
 
 impl Shape {
-    pub(super) const fn geometry(&self) -> Geometry {
-        let leaf_levels = self.granule.leaf_levels() & ((1 << self.levels) - 1);
-        Geometry {
-            granule_lg2: self.granule.lg2(),
-            levels: self.levels,
-            input_bits: self.input_bits,
-            output_bits: self.output_bits,
-            leaf_levels,
-        }
+    /// Widths that [`check_widths`] let pass, and levels that suit them.
+    pub(super) const fn new(granule: Granule, levels: u8, input_bits: u8, output_bits: u8) -> Self {
+        let granule_lg2 = granule.lg2();
+        let leaf_levels = granule.leaf_levels() & ((1 << levels) - 1);
+        let geometry = Geometry { granule_lg2, levels, input_bits, output_bits, leaf_levels };
+        Self { granule, geometry }
     }
 
     /// Decodes a descriptor but for its rights, which are `leaf` or `table`.
     #[inline]
     pub(super) fn decode(&self, level: u8, raw: u64, rights: impl Fn(bool) -> Access) -> Entry {
-        let geometry = self.geometry();
+        let geometry = &self.geometry;
         let address = |lg2: u8| {
             let bits = ((1u64 << MAX_BITS) - 1) >> lg2 << lg2;
             PhysAddr::new(raw & bits)
@@ -214,7 +209,7 @@ impl Shape {
 
     #[inline]
     pub(super) const fn output_fits(&self, address: PhysAddr) -> bool {
-        address.raw() >> self.output_bits == 0
+        address.raw() >> self.geometry.output_bits == 0
     }
 
     /// The bits that make a leaf of `level` one.

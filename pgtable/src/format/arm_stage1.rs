@@ -32,6 +32,9 @@ const TABLE_PRIVILEGED_XN: u64 = 1 << 59;
 const TABLE_UNPRIVILEGED_XN: u64 = 1 << 60;
 const TABLE_PRIVILEGED_ONLY: u64 = 1 << 61;
 const TABLE_READ_ONLY: u64 = 1 << 62;
+/// All of them: most tables have none set.
+const TABLE_CONTROLS: u64 =
+    TABLE_PRIVILEGED_XN | TABLE_UNPRIVILEGED_XN | TABLE_PRIVILEGED_ONLY | TABLE_READ_ONLY;
 
 /// Fields of TCR_EL1 that may have any value: cacheability and shareability of walks.
 const TCR_FREE: u64 = 0x3f00;
@@ -54,7 +57,7 @@ impl ArmStage1 {
         arm::check_widths(input_bits, output_bits)?;
         let index_bits = granule.lg2() - super::ENTRY_LG2;
         let levels = (input_bits - granule.lg2()).div_ceil(index_bits);
-        Ok(Self { shape: Shape { granule, levels, input_bits, output_bits } })
+        Ok(Self { shape: Shape::new(granule, levels, input_bits, output_bits) })
     }
 
     /// The tables of TTBR0 under `tcr`, in the layout of TCR_EL1, in a system with addresses of
@@ -78,7 +81,7 @@ impl ArmStage1 {
     /// inner shareable. Where no output size is as wide as the output, the next wider one.
     #[must_use]
     pub fn tcr(&self) -> u64 {
-        let Shape { granule, input_bits, output_bits, .. } = self.shape;
+        let Shape { granule, geometry: Geometry { input_bits, output_bits, .. } } = self.shape;
         u64::from(64 - input_bits)
             | 0x3500
             | u64::from(granule.tg0()) << 14
@@ -87,6 +90,7 @@ impl ArmStage1 {
     }
 }
 
+#[inline]
 fn leaf_rights(raw: u64) -> Access {
     let mut data = Access::READ;
     data.set(Access::WRITE, raw & READ_ONLY == 0);
@@ -97,8 +101,12 @@ fn leaf_rights(raw: u64) -> Access {
     others.union(privileged.to_privileged())
 }
 
+#[inline]
 fn table_rights(raw: u64) -> Access {
     let mut rights = Access::RWX.union(Access::RWX.to_privileged());
+    if raw & TABLE_CONTROLS == 0 {
+        return rights;
+    }
     if raw & TABLE_PRIVILEGED_ONLY != 0 {
         rights.remove(Access::RW);
     }
@@ -120,7 +128,7 @@ impl Format for ArmStage1 {
 
     #[inline]
     fn geometry(&self) -> Geometry {
-        self.shape.geometry()
+        self.shape.geometry
     }
 
     #[inline]

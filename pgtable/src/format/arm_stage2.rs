@@ -58,7 +58,7 @@ impl ArmStage2 {
         let root_bits = input_bits.checked_sub(granule.lg2() + (levels - 1) * index_bits);
         match root_bits {
             Some(bits) if bits >= 1 && bits <= index_bits + CONCATENATED_LG2 => {
-                Ok(Self { shape: Shape { granule, levels, input_bits, output_bits } })
+                Ok(Self { shape: Shape::new(granule, levels, input_bits, output_bits) })
             }
             _ => Err(wrong),
         }
@@ -87,7 +87,8 @@ impl ArmStage2 {
     /// inner shareable. Where no output size is as wide as the output, the next wider one.
     #[must_use]
     pub fn vtcr(&self) -> u64 {
-        let Shape { granule, levels, input_bits, output_bits } = self.shape;
+        let Shape { granule, geometry } = self.shape;
+        let Geometry { levels, input_bits, output_bits, .. } = geometry;
         u64::from(64 - input_bits)
             | u64::from(sl0(granule, levels)) << 6
             | 0x3500
@@ -116,6 +117,7 @@ const fn max_levels(granule: Granule, output_bits: u8) -> u8 {
     lowest_start(granule) + if output_bits >= needed { 2 } else { 1 }
 }
 
+#[inline]
 fn rights(raw: u64) -> Access {
     let mut rights = Access::empty();
     rights.set(Access::READ, raw & READ != 0);
@@ -130,7 +132,7 @@ impl Format for ArmStage2 {
 
     #[inline]
     fn geometry(&self) -> Geometry {
-        self.shape.geometry()
+        self.shape.geometry
     }
 
     #[inline]

@@ -84,20 +84,23 @@ impl VtdFirst {
         Self { write_protect, ..self }
     }
 
+    #[inline]
     fn rights(self, raw: u64) -> Access {
-        let mut privileged = Access::READ;
-        privileged.set(Access::WRITE, raw & WRITE != 0 || !self.write_protect);
-        privileged.set(Access::EXEC, raw & NO_EXECUTE == 0);
-        let mut all = privileged;
-        all.set(Access::WRITE, raw & WRITE != 0);
-        privileged.to_privileged().union(if raw & USER != 0 { all } else { Access::empty() })
+        let has = |set: bool, right: Access| if set { right } else { Access::empty() };
+        let write = raw & WRITE != 0;
+        let common = Access::READ.union(has(raw & NO_EXECUTE == 0, Access::EXEC));
+        let others = common.union(has(write, Access::WRITE));
+        let privileged = common.union(has(write || !self.write_protect, Access::WRITE));
+        has(raw & USER != 0, others).union(privileged.to_privileged())
     }
 
     /// Address bits that no present entry may have.
+    #[inline]
     const fn too_wide(self) -> u64 {
         ADDRESS & !((1 << self.output_bits) - 1)
     }
 
+    #[inline]
     fn decode_leaf(self, level: u8, raw: u64) -> Entry {
         let geometry = self.geometry();
         let below_page = ADDRESS & ((1 << geometry.entry_lg2(level)) - 1) & !LARGE_PAT;

@@ -80,10 +80,12 @@ impl VtdSecond {
     }
 
     /// Bits that no present entry may have.
+    #[inline]
     const fn always_reserved(&self) -> u64 {
         TRANSIENT | (ADDRESS & !((1 << self.output_bits) - 1))
     }
 
+    #[inline]
     fn decode_leaf(self, level: u8, raw: u64) -> Entry {
         let geometry = self.geometry();
         let below_page = ADDRESS & ((1 << geometry.entry_lg2(level)) - 1);
@@ -94,6 +96,7 @@ impl VtdSecond {
     }
 }
 
+#[inline]
 const fn rights(raw: u64) -> Access {
     Access::from_bits_truncate((raw & RIGHTS) as u8)
 }
