@@ -106,10 +106,10 @@ impl std::error::Error for ReserveError {}
 
 /// The PASIDs of one endpoint, free or taken.
 ///
-/// 0 is never given out: it is the endpoint's untagged traffic. The lowest free number comes first, so
-/// numbers stay small and tables dense. All operations take one ordered lookup among at most 256 chunks,
-/// and are O(1) otherwise. A chunk of 4096 PASIDs takes 528 bytes, and only chunks in which something is
-/// taken exist.
+/// 0 is never given out: it is the endpoint's untagged traffic. The lowest free number comes first,
+/// so numbers stay small and tables dense. All operations take one ordered lookup among at most 256
+/// chunks, and are O(1) otherwise. A chunk of 4096 PASIDs takes 528 bytes, and only chunks in which
+/// something is taken exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allocator {
     bits: u8,

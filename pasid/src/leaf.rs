@@ -1,11 +1,11 @@
 //! Entries of 64 bytes in leaves of 4 KiB, and how a live one changes.
 //!
-//! VT-d's PASID entries, SMMUv3's stream table entries and context descriptors have this shape in common.
-//! A reader loads an entry word by word, so one that may be in use never changes from one valid state to
-//! another in place. To set one, its leaf is copied, changed in the copy, and the 64-bit pointer to the
-//! leaf stored. To clear one, its first word, which holds its valid bit, is zeroed: a reader that saw it
-//! before finds the other words as they were, and the slot is not written again, because the next set goes
-//! into another copy.
+//! VT-d's PASID entries, SMMUv3's stream table entries and context descriptors have this shape in
+//! common. A reader loads an entry word by word, so one that may be in use never changes from one
+//! valid state to another in place. To set one, its leaf is copied, changed in the copy, and the
+//! 64-bit pointer to the leaf stored. To clear one, its first word, which holds its valid bit, is
+//! zeroed: a reader that saw it before finds the other words as they were, and the slot is not
+//! written again, because the next set goes into another copy.
 
 use core::fmt;
 
@@ -52,7 +52,8 @@ impl fmt::Display for SetError {
 
 impl core::error::Error for SetError {}
 
-/// The address `offset` bytes (below 4096) into a table: tables are 4 KiB aligned, so nothing carries.
+/// The address `offset` bytes (below 4096) into a table: tables are 4 KiB aligned, so nothing
+/// carries.
 pub(crate) const fn within(table: PhysAddr, offset: u64) -> PhysAddr {
     PhysAddr::new(table.raw() | offset)
 }
@@ -72,8 +73,9 @@ pub(crate) struct Leaves {
 }
 
 impl Leaves {
-    /// Sets entry `index`, below the pointer at `slot`, by copying its leaf; requests see the old entry
-    /// or the new one. The old leaf is freed: it is withdrawn, and readers may still be in it.
+    /// Sets entry `index`, below the pointer at `slot`, by copying its leaf; requests see the old
+    /// entry or the new one. The old leaf is freed: it is withdrawn, and readers may still be in
+    /// it.
     ///
     /// # Errors
     /// If no table page is left for the copy; nothing changes.
@@ -103,8 +105,8 @@ impl Leaves {
         Ok(())
     }
 
-    /// Clears entry `index`, below the pointer at `slot`: from now on its requests fault. A leaf without
-    /// entries is freed. Needs no memory.
+    /// Clears entry `index`, below the pointer at `slot`: from now on its requests fault. A leaf
+    /// without entries is freed. Needs no memory.
     pub(crate) fn clear<S: TableStore>(self, store: &mut S, slot: PhysAddr, index: u32) {
         let Some(leaf) = self.leaf(store, slot) else { return };
         if !self.is_valid(store, leaf, index) {

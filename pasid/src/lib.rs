@@ -2,8 +2,8 @@
 //!
 //! # What it is
 //!
-//! PASIDs and their allocation ([`Allocator`]), and the structures that lead a request to its page tables,
-//! for two architectures:
+//! PASIDs and their allocation ([`Allocator`]), and the structures that lead a request to its page
+//! tables, for two architectures:
 //!
 //! | | [`vtd`] | [`smmuv3`] |
 //! | --- | --- | --- |
@@ -12,19 +12,20 @@
 //! | second level | one for each PASID | one for each function |
 //!
 //! [`lookup`] is the one question for both: it yields a [`Route`], what a request goes through. The
-//! [`Space`] that a table's pointers lead into comes with it; what reads memory for a lookup implements
-//! [`Spaces`].
+//! [`Space`] that a table's pointers lead into comes with it; what reads memory for a lookup
+//! implements [`Spaces`].
 //!
 //! # What it guarantees
 //!
-//! Layouts are the manuals', and entries are packed and unpacked without loss. A lookup takes a bounded
-//! number of loads, whatever the bytes say, and no load of the daemon's structures at an address that the
-//! guest wrote. An entry that may be in use changes by one 64-bit store, or not at all.
+//! Layouts are the manuals', and entries are packed and unpacked without loss. A lookup takes a
+//! bounded number of loads, whatever the bytes say, and no load of the daemon's structures at an
+//! address that the guest wrote. An entry that may be in use changes by one 64-bit store, or not at
+//! all.
 //!
 //! # What it leaves out
 //!
-//! Page tables (`viommu-pgtable`), virtio, the host's kernel, and the waiting for readers: a freed leaf is
-//! used again when the store's owner says so.
+//! Page tables (`viommu-pgtable`), virtio, the host's kernel, and the waiting for readers: a freed
+//! leaf is used again when the store's owner says so.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
 

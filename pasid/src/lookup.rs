@@ -93,8 +93,8 @@ impl fmt::Display for LookupFault {
 
 impl std::error::Error for LookupFault {}
 
-/// Finds how requests of `endpoint`, tagged with `pasid` or untagged, are translated. `structures` are
-/// those of the endpoint's segment.
+/// Finds how requests of `endpoint`, tagged with `pasid` or untagged, are translated. `structures`
+/// are those of the endpoint's segment.
 ///
 /// Takes at most 14 loads, of which at most 5 through a second level.
 ///

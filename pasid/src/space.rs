@@ -1,9 +1,10 @@
 //! Whose memory a pointer leads into.
 //!
-//! The table region and guest memory are different address spaces, although the addresses of both are
-//! physical ones to the hardware that the tables are written for. Which of them a pointer leads into is
-//! chosen once, from the entry that the daemon wrote, and inherited by everything below that entry. So a
-//! guest's table, or a guest's context descriptor, never leads into the region, whatever its bytes say.
+//! The table region and guest memory are different address spaces, although the addresses of both
+//! are physical ones to the hardware that the tables are written for. Which of them a pointer leads
+//! into is chosen once, from the entry that the daemon wrote, and inherited by everything below
+//! that entry. So a guest's table, or a guest's context descriptor, never leads into the region,
+//! whatever its bytes say.
 
 use viommu_pgtable::{Access, Fault, FaultKind, Iova, PhysAddr, Purpose, Stage, TableMemory, walk};
 
@@ -30,27 +31,28 @@ pub trait Spaces {
     /// The daemon's structures.
     fn tables(&self) -> &Self::Tables;
 
-    /// The lowest address of the daemon's structures. A pointer in an entry that the daemon wrote leads
-    /// to them if it is this or more, and otherwise to the guest's.
+    /// The lowest address of the daemon's structures. A pointer in an entry that the daemon wrote
+    /// leads to them if it is this or more, and otherwise to the guest's.
     fn table_base(&self) -> PhysAddr;
 
-    /// The word at guest-physical address `at`, little-endian, loaded once and as a whole; `None` where
-    /// the guest has no memory, which includes all addresses of the daemon's structures.
+    /// The word at guest-physical address `at`, little-endian, loaded once and as a whole; `None`
+    /// where the guest has no memory, which includes all addresses of the daemon's structures.
     ///
     /// `at` is a multiple of 8.
     fn load_guest(&self, at: PhysAddr) -> Option<u64>;
 
-    /// The word at `at`, an address that `second` translates to guest memory: an access that reads, on
-    /// behalf of a first level.
+    /// The word at `at`, an address that `second` translates to guest memory: an access that reads,
+    /// on behalf of a first level.
     ///
     /// `at` is a multiple of 8.
     ///
     /// # Errors
-    /// How the second level refused, or [`Unreadable`](viommu_pgtable::FaultKind::Unreadable) where it
-    /// leads to no memory.
+    /// How the second level refused, or [`Unreadable`](viommu_pgtable::FaultKind::Unreadable) where
+    /// it leads to no memory.
     fn load_through(&self, second: &Stage2, at: PhysAddr) -> Result<u64, Fault>;
 
-    /// The space that `pointer` leads into, if the daemon wrote it into an entry without a second level.
+    /// The side that `pointer`, which the daemon wrote, leads to: [`Space::Tables`] or
+    /// [`Space::Guest`]. Under a second level the guest's side is [`Space::SecondLevel`].
     fn space_of(&self, pointer: PhysAddr) -> Space {
         if pointer >= self.table_base() { Space::Tables } else { Space::Guest }
     }

@@ -54,7 +54,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         prop_oneof![
             4 => Just(Step::Allocate),
             3 => number.clone().prop_map(Step::Reserve),
-            1 => (number.clone(), 1..9000_u32).prop_map(|(first, len)| Step::ReserveRun(first, len)),
+            1 => (number.clone(), 1..9000_u32).prop_map(|(at, len)| Step::ReserveRun(at, len)),
             1 => number.prop_map(Step::Release),
             4 => any::<prop::sample::Index>().prop_map(Step::ReleaseTaken),
         ],

@@ -18,6 +18,8 @@ use crate::smmuv3::{
 };
 use crate::vtd::{AddressWidth, FirstControls, PasidEntry, PasidTable, RootTable};
 
+mod writers;
+
 const BASE: PhysAddr = PhysAddr::new(1 << 46);
 const ENDPOINT: EndpointId = EndpointId::new(0x0003_0120);
 
@@ -137,7 +139,10 @@ fn the_guests_descriptors_lie_behind_the_second_level() {
     guest.0.insert((4 << 20) + 0x2000, 0x3001);
     let words = hostile.pack();
     guest.0.extend(((4 << 20) + 0x3040..).step_by(8).zip(words));
+    // even if the guest's memory has something where tables begin
+    guest.0.insert(BASE.raw(), 1);
     let spaces = Memories::new(&store, &guest, BASE);
+    assert_eq!(spaces.load_guest(BASE), None);
     let find = |tag| lookup(&spaces, &structures, ENDPOINT, pasid(tag));
     let (first, second) = (FirstTable::Arm(hostile), SecondTable::Arm(second));
     assert_eq!(find(1), Ok(Route::Nested { first, second }));

@@ -26,7 +26,8 @@ const STALL: u64 = 1 << 44;
 const RECORD: u64 = 1 << 45;
 const ABORT: u64 = 1 << 46;
 const ASID: (u32, u32) = (48, 16);
-/// What a descriptor must say, and must not ask for: 64-bit tables, aborts; hardware updates, stalls.
+/// What a descriptor must say, and must not ask for: 64-bit tables, aborts; hardware updates,
+/// stalls.
 const NEEDED: u64 = AA64 | ABORT;
 const NOT_OFFERED: u64 = HD | HA | STALL;
 /// Words 1 and 2, bits 51:4.
@@ -52,8 +53,8 @@ bitflags! {
 }
 
 impl ContextControls {
-    /// Those that ask more of a walk than [`ArmStage1`] does: who cannot honour one that is set refuses
-    /// the access.
+    /// Those that ask more of a walk than [`ArmStage1`] does: who cannot honour one that is set
+    /// refuses the access.
     pub const BEYOND_FORMAT: Self = Self::ACCESS_FLAG_IGNORED
         .union(Self::WRITE_EXECUTE_NEVER)
         .union(Self::USER_WRITE_EXECUTE_NEVER)
@@ -62,8 +63,8 @@ impl ContextControls {
 
 /// One stage 1 table.
 ///
-/// Holding one proves that the root is aligned, and within reach of the output. The width of the output is
-/// one that a descriptor can say.
+/// Holding one proves that the root is aligned, and within reach of the output. The width of the
+/// output is one that a descriptor can say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stage1Table {
     root: PhysAddr,
@@ -73,8 +74,8 @@ pub struct Stage1Table {
 }
 
 impl Stage1Table {
-    /// A table; `None` if `root` is not a multiple of the size of the root table, or wider than the output,
-    /// or if the output has a width that is not an [`AddressSize`].
+    /// A table; `None` if `root` is not a multiple of the size of the root table, or wider than the
+    /// output, or if the output has a width that is not an [`AddressSize`].
     #[must_use]
     pub fn new(root: PhysAddr, format: ArmStage1) -> Option<Self> {
         let geometry = format.geometry();
@@ -130,8 +131,8 @@ impl Stage1Tables {
         Self { lower: Some(table), upper: None }
     }
 
-    /// Both, or either, or none; `None` if the outputs of both have different widths, which a descriptor
-    /// cannot say.
+    /// Both, or either, or none; `None` if the outputs of both have different widths, which a
+    /// descriptor cannot say.
     #[must_use]
     pub fn new(lower: Option<Stage1Table>, upper: Option<Stage1Table>) -> Option<Self> {
         match (&lower, &upper) {
@@ -195,7 +196,8 @@ impl ContextDescriptor {
         [word0, root(lower), root(upper), self.mair, 0, 0, 0, 0]
     }
 
-    /// The descriptor whose first four words these are; `None` if it is not valid, or illegal (5.4.2).
+    /// The descriptor whose first four words these are; `None` if it is not valid, or illegal
+    /// (5.4.2).
     #[must_use]
     pub fn unpack(words: &[u64; USED_WORDS]) -> Option<Self> {
         let [word0, ttb0, ttb1, mair] = *words;
@@ -210,8 +212,8 @@ impl ContextDescriptor {
         Some(Self { tables, asid, mair, controls: ContextControls::from_bits_truncate(word0) })
     }
 
-    /// The table that translates `iova`, and what it is asked for: an address below the end of its inputs.
-    /// `None` if neither does: a translation fault.
+    /// The table that translates `iova`, and what it is asked for: an address below the end of its
+    /// inputs. `None` if neither does: a translation fault.
     ///
     /// Bit 55 chooses; all bits from the input's width up must equal it, but for a top byte that is
     /// ignored (Arm ARM, D8.2).

@@ -13,7 +13,8 @@ const LINK: u64 = 1;
 
 const LEAVES: Leaves = Leaves { link: LINK, valid: cd::VALID };
 
-/// The context descriptors of one function: pointers, and leaves of 4 KiB where there are descriptors.
+/// The context descriptors of one function: pointers, and leaves of 4 KiB where there are
+/// descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContextTable {
     pointers: PhysAddr,
@@ -21,9 +22,9 @@ pub struct ContextTable {
 }
 
 impl ContextTable {
-    /// An empty table for PASIDs of `pasid_bits` bits. More than 20 is 20; 0 is 1, because only a table of
-    /// two levels lets a descriptor change by one 64-bit store. PASID 1 of a function that sends none has no
-    /// descriptor, and faults.
+    /// An empty table for PASIDs of `pasid_bits` bits. More than 20 is 20; 0 is 1, because only a
+    /// table of two levels lets a descriptor change by one 64-bit store. PASID 1 of a function that
+    /// sends none has no descriptor, and faults.
     ///
     /// # Errors
     /// If there are not enough table pages for the pointers.
@@ -34,14 +35,16 @@ impl ContextTable {
         Ok(Self { pointers: store.alloc_pages(pages)?, pasid_bits })
     }
 
-    /// The stage 1 fields that lead here; `None` if the table lies above 2^48, where no SMMU finds it.
+    /// The stage 1 fields that lead here; `None` if the table lies above 2^48, where no SMMU finds
+    /// it.
     #[must_use]
     pub const fn stage1(&self, untagged: Untagged) -> Option<Stage1> {
         Stage1::new(self.pointers, ContextLayout::Leaves4K, self.pasid_bits, untagged)
     }
 
-    /// Sets the descriptor of `index`, a PASID or 0, by copying its leaf; requests see the old descriptor
-    /// or the new one. The old leaf is freed: it is withdrawn, and readers may still be in it.
+    /// Sets the descriptor of `index`, a PASID or 0, by copying its leaf; requests see the old
+    /// descriptor or the new one. The old leaf is freed: it is withdrawn, and readers may still be
+    /// in it.
     ///
     /// # Errors
     /// If no table page is left for the copy, or the table is too small; nothing changes.
@@ -55,8 +58,8 @@ impl ContextTable {
         LEAVES.set(store, slot, index, &descriptor.pack()).map_err(SetError::OutOfTables)
     }
 
-    /// Clears the descriptor of `index`: from now on its requests fault. A leaf without descriptors is
-    /// freed. Needs no memory.
+    /// Clears the descriptor of `index`: from now on its requests fault. A leaf without descriptors
+    /// is freed. Needs no memory.
     pub fn clear<S: TableStore>(&self, store: &mut S, index: u32) {
         if let Some(slot) = self.slot(index) {
             LEAVES.clear(store, slot, index);

@@ -23,8 +23,8 @@ pub enum LookupFaultKind {
     ContextFetch,
     /// The context descriptor is not valid, or illegal (C_BAD_CD).
     BadContext,
-    /// Stage 2 refused the address of the context descriptor, or of the pointer to it: the event of the
-    /// walk, with class CD.
+    /// Stage 2 refused the address of the context descriptor, or of the pointer to it: the event of
+    /// the walk, with class CD.
     ContextThrough(Fault),
 }
 
@@ -68,8 +68,8 @@ pub const fn walk_event(kind: &FaultKind) -> u8 {
 pub struct LookupFault {
     /// What was wrong.
     pub kind: LookupFaultKind,
-    /// The address of the entry that was wrong, in the space of its table; the base of the stream table
-    /// if it has no such entry.
+    /// The address of the entry that was wrong, in the space of its table; the base of the stream
+    /// table if it has no such entry.
     pub entry_at: PhysAddr,
 }
 

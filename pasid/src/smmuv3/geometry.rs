@@ -112,7 +112,8 @@ impl AddressSize {
     }
 }
 
-/// `address` with its low `lg2` bits cleared: how the SMMU reads pointers to what is aligned to its size.
+/// `address` with its low `lg2` bits cleared: how the SMMU reads pointers to what is aligned to its
+/// size.
 pub(super) const fn align_down(address: u64, lg2: u8) -> PhysAddr {
     PhysAddr::new(address >> lg2 << lg2)
 }

@@ -1,7 +1,7 @@
 //! From (StreamID, SubstreamID) to page tables: at most 10 loads, whatever the bytes say.
 //!
-//! One or two loads find the place of the stream table entry, four read it; it is the same for the context
-//! descriptor. A load through a second level is a walk of it, bounded by its levels.
+//! One or two loads find the place of the stream table entry, four read it; it is the same for the
+//! context descriptor. A load through a second level is a walk of it, bounded by its levels.
 
 use viommu_pgtable::{PhysAddr, TableMemory};
 
@@ -22,8 +22,8 @@ const L2_PTR: u64 = ((1 << 52) - 1) & !0xfff;
 
 /// Finds how requests of `stream`, tagged with `pasid` or untagged, are translated.
 ///
-/// The stream table lies in `spaces.tables()`; context descriptors lie there, in guest memory, or behind
-/// the second level, as the stream table entry says.
+/// The stream table lies in `spaces.tables()`; context descriptors lie there, in guest memory, or
+/// behind the second level, as the stream table entry says.
 ///
 /// # Errors
 /// The first entry on the way that is missing, invalid or illegal, in the manual's order.
@@ -100,28 +100,23 @@ fn choose(config: &StreamConfig, pasid: Option<Pasid>) -> Result<Chosen, LookupF
 /// The context descriptors of one stream.
 struct Contexts<'a, S: ?Sized> {
     spaces: &'a S,
-    /// Where the descriptors, and the pointers to them, lie.
-    space: Space,
+    /// True if the descriptors, and the pointers to them, are the daemon's: in the region.
+    ours: bool,
     second: Option<Stage2>,
 }
 
 impl<'a, S: Spaces + ?Sized> Contexts<'a, S> {
     /// Those at `contexts`, an address that the daemon wrote.
     fn new(spaces: &'a S, contexts: PhysAddr, second: Option<Stage2>) -> Self {
-        let space = match (spaces.space_of(contexts), second) {
-            (Space::Tables, _) => Space::Tables,
-            (_, Some(_)) => Space::SecondLevel,
-            (_, None) => Space::Guest,
-        };
-        Self { spaces, space, second }
+        Self { spaces, ours: spaces.space_of(contexts) == Space::Tables, second }
     }
 
     fn load(&self, at: PhysAddr) -> Result<u64, LookupFault> {
         let missing = LookupFault::new(LookupFaultKind::ContextFetch, at);
-        match (self.space, &self.second) {
-            (Space::Tables, _) => self.spaces.tables().load(at).ok_or(missing),
-            (_, None) => self.spaces.load_guest(at).ok_or(missing),
-            (_, Some(second)) => self
+        match &self.second {
+            _ if self.ours => self.spaces.tables().load(at).ok_or(missing),
+            None => self.spaces.load_guest(at).ok_or(missing),
+            Some(second) => self
                 .spaces
                 .load_through(second, at)
                 .map_err(|fault| LookupFault::new(LookupFaultKind::ContextThrough(fault), at)),
@@ -138,7 +133,8 @@ impl<'a, S: Spaces + ?Sized> Contexts<'a, S> {
         ContextDescriptor::unpack(&words).ok_or(bad)
     }
 
-    /// Where the descriptor of `index` is. All tables are aligned to their size, so nothing carries.
+    /// Where the descriptor of `index` is. All tables are aligned to their size, so nothing
+    /// carries.
     fn locate(&self, first: &Stage1, index: u32) -> Result<PhysAddr, LookupFault> {
         let base = first.contexts().raw();
         let Some(leaf_lg2) = first.layout().leaf_lg2() else {
@@ -164,11 +160,12 @@ impl<'a, S: Spaces + ?Sized> Contexts<'a, S> {
         }
     }
 
-    /// Stage 1 tables lie in the region only if the daemon wrote the descriptor, and every root does.
+    /// Stage 1 tables lie in the region only if the daemon wrote the descriptor, and every root
+    /// does.
     fn space_of_tables(&self, descriptor: &ContextDescriptor) -> Space {
         let in_region = |table: &Stage1Table| self.spaces.space_of(table.root()) == Space::Tables;
         let all_in_region = descriptor.tables.iter().all(in_region);
-        if self.space == Space::Tables && all_in_region { Space::Tables } else { Space::Guest }
+        if self.ours && all_in_region { Space::Tables } else { Space::Guest }
     }
 }
 

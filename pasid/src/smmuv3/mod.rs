@@ -1,20 +1,22 @@
 //! SMMUv3: stream table, context descriptors (Arm IHI 0070, chapter 5).
 //!
 //! ```text
-//! L1STD --StreamID[n:6]--> leaf --StreamID[5:0]--> STE --S1ContextPtr--> L1CD --SubstreamID[n:6]--> leaf --[5:0]--> CD
-//! 8 B                      64 x 64 B                                     8 B                        64 x 64 B
+//! L1STD --StreamID[n:6]--> leaf of 64 --StreamID[5:0]--> STE --S1ContextPtr--> table of L1CDs
+//! L1CD --SubstreamID[n:6]--> leaf of 64 --SubstreamID[5:0]--> CD
+//! 8 bytes                    64 x 64 bytes
 //! ```
 //!
-//! A StreamID is the requester id of a PCI function, a SubstreamID is its PASID. Each PCI segment has a
-//! stream table of its own. Untagged traffic takes the context descriptor of SubstreamID 0 where the stream
-//! table entry says so (`S1DSS`); no DMA can be tagged with PASID 0.
+//! A StreamID is the requester id of a PCI function, a SubstreamID is its PASID. Each PCI segment
+//! has a stream table of its own. Untagged traffic takes the context descriptor of SubstreamID 0
+//! where the stream table entry says so (`S1DSS`); no DMA can be tagged with PASID 0.
 //!
-//! Readers understand linear tables, and two levels with each split and leaf size of the manual. Writers
-//! make two levels with leaves of 4 KiB, always.
+//! Readers understand linear tables, and two levels with each split and leaf size of the manual.
+//! Writers make two levels with leaves of 4 KiB, always.
 //!
 //! # Which SMMU this is
 //!
-//! What an entry may say depends on the identification registers. Entries are judged, and made, for these:
+//! What an entry may say depends on the identification registers. Entries are judged, and made, for
+//! these:
 //!
 //! | field | value | therefore |
 //! | --- | --- | --- |
@@ -31,8 +33,8 @@
 //! | `IDR5.GRAN4K`, `GRAN16K`, `GRAN64K` | 1 | all granules |
 //! | `IDR5.VAX` | 0 | 48-bit inputs |
 //!
-//! What concerns caches, memory types and event merging has a fixed value in entries made here, and is
-//! ignored in entries read.
+//! What concerns caches, memory types and event merging has a fixed value in entries made here, and
+//! is ignored in entries read.
 
 mod cd;
 mod context;

@@ -24,8 +24,8 @@ const TTB: u64 = ((1 << 52) - 1) & !0xf;
 
 /// A stage 2 table, as a stream table entry names it.
 ///
-/// Holding one proves that the root is aligned, and within reach of the output, and that an entry can say
-/// what the format is.
+/// Holding one proves that the root is aligned, and within reach of the output, and that an entry
+/// can say what the format is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stage2 {
     root: PhysAddr,
@@ -36,9 +36,9 @@ pub struct Stage2 {
 impl Stage2 {
     /// A table whose accesses fault where the access flag is clear.
     ///
-    /// `None` if `root` is not a multiple of the size of the root tables that stand side by side, or wider
-    /// than the output, or if no entry can say what `format` is: its output has a width that is not an
-    /// [`AddressSize`], or it has too few levels.
+    /// `None` if `root` is not a multiple of the size of the root tables that stand side by side,
+    /// or wider than the output, or if no entry can say what `format` is: its output has a width
+    /// that is not an [`AddressSize`], or it has too few levels.
     #[must_use]
     pub fn new(root: PhysAddr, format: ArmStage2) -> Option<Self> {
         let geometry = format.geometry();

@@ -113,11 +113,12 @@ pub struct Stage1 {
 }
 
 impl Stage1 {
-    /// Descriptors of the PASIDs of `pasid_bits` bits, at `contexts`. 0 bits: one descriptor, for untagged
-    /// requests; layout and `untagged` do not matter then, and are `Linear` and `Context0`.
+    /// Descriptors of the PASIDs of `pasid_bits` bits, at `contexts`. 0 bits: one descriptor, for
+    /// untagged requests; layout and `untagged` do not matter then, and are `Linear` and
+    /// `Context0`.
     ///
-    /// `None` for more than 20 bits, or if `contexts` is not a multiple of the size of what it points to
-    /// (at least 64 bytes), or wider than 48 bits.
+    /// `None` for more than 20 bits, or if `contexts` is not a multiple of the size of what it
+    /// points to (at least 64 bytes), or wider than 48 bits.
     #[must_use]
     pub const fn new(
         contexts: PhysAddr,
@@ -217,7 +218,8 @@ pub enum StreamConfig {
 /// A valid stream table entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamEntry {
-    /// The virtual machine's number, with which hardware tags its caches. No walker here keeps such a cache.
+    /// The virtual machine's number, with which hardware tags its caches. No walker here keeps such
+    /// a cache.
     pub vmid: u16,
     /// What happens to requests.
     pub config: StreamConfig,

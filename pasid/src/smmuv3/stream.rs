@@ -52,8 +52,9 @@ pub(super) enum Step {
 }
 
 impl StreamRoot {
-    /// The table of StreamIDs of `stream_bits` bits at `base`, whose bits below the table's size (IHI 0070,
-    /// 6.3.23) do not count. `None` for more than 32 bits or another split than the manual's.
+    /// The table of StreamIDs of `stream_bits` bits at `base`, whose bits below the table's size
+    /// (IHI 0070, 6.3.23) do not count. `None` for more than 32 bits or another split than the
+    /// manual's.
     #[must_use]
     pub const fn new(base: PhysAddr, stream_bits: u8, layout: StreamLayout) -> Option<Self> {
         let size_lg2 = match layout {
@@ -135,8 +136,8 @@ impl StreamTable {
         StreamRoot { base: self.pointers, stream_bits: STREAM_BITS, layout }
     }
 
-    /// Sets the entry of the function `bdf` by copying its leaf; requests see the old entry or the new
-    /// one. The old leaf is freed: it is withdrawn, and readers may still be in it.
+    /// Sets the entry of the function `bdf` by copying its leaf; requests see the old entry or the
+    /// new one. The old leaf is freed: it is withdrawn, and readers may still be in it.
     ///
     /// # Errors
     /// If no table page is left for the copy; nothing changes.
@@ -151,8 +152,8 @@ impl StreamTable {
         LEAVES.set(store, slot, index, &entry.pack()).map_err(SetError::OutOfTables)
     }
 
-    /// Clears the entry of `bdf`: from now on its requests fault. A leaf without entries is freed. Needs no
-    /// memory.
+    /// Clears the entry of `bdf`: from now on its requests fault. A leaf without entries is freed.
+    /// Needs no memory.
     pub fn clear<S: TableStore>(&self, store: &mut S, bdf: u16) {
         let index = u32::from(bdf);
         if let Some(slot) = self.slot(index) {

@@ -16,8 +16,8 @@ const PDTS_MASK: u64 = 7;
 /// Word 1, bits 19:0: the PASID that untagged requests take.
 const RID_PASID: u64 = (1 << 20) - 1;
 
-/// Word 0, bits 8:5, and word 1, bits 63:21, are reserved, and so are words 2 and 3. The other fields that
-/// we do not write (FPD, DTE, PRE, RID_PRIV) change no translation.
+/// Word 0, bits 8:5, and word 1, bits 63:21, are reserved, and so are words 2 and 3. The other
+/// fields that we do not write (FPD, DTE, PRE, RID_PRIV) change no translation.
 const WORD0_RESERVED: u64 = 0xf << 5;
 const WORD1_RESERVED: u64 = !((1 << 21) - 1);
 
@@ -43,8 +43,8 @@ pub struct ContextEntry {
 impl ContextEntry {
     /// Words 0 and 1; words 2 and 3 are zero.
     ///
-    /// A `directory_lg2` outside 7 to 14 takes the nearest size: [`PasidTable`](super::PasidTable) makes
-    /// no other.
+    /// A `directory_lg2` outside 7 to 14 takes the nearest size: [`PasidTable`](super::PasidTable)
+    /// makes no other.
     #[must_use]
     pub fn pack(&self) -> [u64; 2] {
         let pdts = u64::from(self.directory_lg2.saturating_sub(MIN_DIRECTORY_LG2)).min(PDTS_MASK);

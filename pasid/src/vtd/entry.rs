@@ -1,4 +1,5 @@
-//! The PASID-table entry: 64 bytes that say how one PASID's requests are translated (VT-d 5.0, 9.6).
+//! The PASID-table entry: 64 bytes that say how one PASID's requests are translated (VT-d 5.0,
+//! 9.6).
 
 use viommu_pgtable::{PhysAddr, VtdSecond};
 
@@ -15,11 +16,13 @@ const PGTT_FIRST: u64 = 1;
 const PGTT_SECOND: u64 = 2;
 const PGTT_NESTED: u64 = 3;
 const PGTT_PASS_THROUGH: u64 = 4;
-/// Word 0, bits 5, 10 and 11 are reserved. Bit 1 (FPD) and bit 9 (SSADE) change no translation here.
+/// Word 0, bits 5, 10 and 11 are reserved. Bit 1 (FPD) and bit 9 (SSADE) change no translation
+/// here.
 const WORD0_RESERVED: u64 = 0b11 << 10 | 1 << 5;
 /// Word 1, bits 15:0: the domain id that caches are tagged with.
 const DID: u64 = 0xffff;
-/// Word 1, bits 22:16 and 31:27 are reserved. The rest (snooping, memory types) changes no translation.
+/// Word 1, bits 22:16 and 31:27 are reserved. The rest (snooping, memory types) changes no
+/// translation.
 const WORD1_RESERVED: u64 = 0xf87f_0000;
 
 /// Width of the input of a second-level table: the AW field.
@@ -94,7 +97,8 @@ pub enum Translation {
         /// Width of its input.
         width: AddressWidth,
     },
-    /// Through a first-level table, whose pointers and output go through a second level (PGTT 011b).
+    /// Through a first-level table, whose pointers and output go through a second level (PGTT
+    /// 011b).
     Nested {
         /// The first level; its root is an address that the second level translates.
         first: FirstLevel,
@@ -131,8 +135,9 @@ impl PasidEntry {
         [word0 | PRESENT, self.domain_tag as u64, word2, 0, 0, 0, 0, 0]
     }
 
-    /// The entry in these words, or `None` if it is present but not one that we know: a reserved bit,
-    /// an unknown width, paging mode or translation type. The caller has looked at the present bit.
+    /// The entry in these words, or `None` if it is present but not one that we know: a reserved
+    /// bit, an unknown width, paging mode or translation type. The caller has looked at the present
+    /// bit.
     #[must_use]
     pub const fn unpack(words: &[u64; WORDS]) -> Option<Self> {
         let [word0, word1, word2, reserved @ ..] = *words;
@@ -146,8 +151,8 @@ impl PasidEntry {
 }
 
 impl SecondLevel {
-    /// What its entries mean, with leaves of the sizes `leaf_sizes_mask`: bit n stands for `1 << n` bytes;
-    /// 4 KiB, and 2 MiB and 1 GiB or not. `None` for other sizes.
+    /// What its entries mean, with leaves of the sizes `leaf_sizes_mask`: bit n stands for `1 << n`
+    /// bytes; 4 KiB, and 2 MiB and 1 GiB or not. `None` for other sizes.
     #[must_use]
     pub const fn format(&self, leaf_sizes_mask: u64) -> Option<VtdSecond> {
         VtdSecond::new(self.width.bits(), leaf_sizes_mask)
@@ -225,7 +230,8 @@ mod tests {
                 second: SecondLevel { root: PhysAddr::new(0x7000), width: AddressWidth::Bits57 },
             },
         };
-        // 9.6: PGTT = 011b at 8:6; SRE = 128, FSPM = 01b at 131:130, WPE = 132, NXE = 133, FSPTPTR at 191:140
+        // 9.6: PGTT = 011b at 8:6; SRE = 128, FSPM = 01b at 131:130, WPE = 132, NXE = 133, FSPTPTR
+        // at 191:140
         assert_eq!(entry.pack(), [0x70cd, 9, 0x1234_5035, 0, 0, 0, 0, 0]);
         assert_eq!(PasidEntry::unpack(&entry.pack()), Some(entry));
     }

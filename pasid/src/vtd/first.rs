@@ -10,14 +10,15 @@ const FSPM_SHIFT: u32 = 2;
 const FSPM_MASK: u64 = 3;
 const FSPM_FOUR_LEVELS: u64 = 0;
 const FSPM_FIVE_LEVELS: u64 = 1;
-/// Bit 5: NXE. Revisions that define it want it set, or bit 63 of a page-table entry is reserved; later
-/// ones ignore it, and bit 6 (SMEP) with it, and always know execute-disable, as we do.
+/// Bit 5: NXE. Revisions that define it want it set, or bit 63 of a page-table entry is reserved;
+/// later ones ignore it, and bit 6 (SMEP) with it, and always know execute-disable, as we do.
 const NXE: u64 = 1 << 5;
 /// Bit 1 and bits 11:8.
 const RESERVED: u64 = 0b1111 << 8 | 1 << 1;
 
 bitflags! {
-    /// How a first level is walked: the controls of a PASID entry, in the places that they have in word 2.
+    /// How a first level is walked: the controls of a PASID entry, in the places that they have in
+    /// word 2.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
     pub struct FirstControls: u64 {
         /// SRE: requests of privileged software are allowed.
@@ -41,8 +42,8 @@ pub struct FirstLevel {
 }
 
 impl FirstLevel {
-    /// What its entries mean, with leaves of the sizes `leaf_sizes_mask`: bit n stands for `1 << n` bytes;
-    /// 4 KiB, 2 MiB, and 1 GiB or not. `None` for other sizes.
+    /// What its entries mean, with leaves of the sizes `leaf_sizes_mask`: bit n stands for `1 << n`
+    /// bytes; 4 KiB, 2 MiB, and 1 GiB or not. `None` for other sizes.
     ///
     /// [`FirstControls::WRITE_PROTECT`] is part of it. Who cannot honour
     /// [`FirstControls::EXTENDED_ACCESSED`], or is asked by privileged software without

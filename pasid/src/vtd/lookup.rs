@@ -78,8 +78,8 @@ impl fmt::Display for LookupFault {
 
 impl core::error::Error for LookupFault {}
 
-/// Finds how requests of function `bdf`, tagged with `pasid` or untagged, are translated. `root` is the
-/// root table of the function's segment; all structures lie in `memory`.
+/// Finds how requests of function `bdf`, tagged with `pasid` or untagged, are translated. `root` is
+/// the root table of the function's segment; all structures lie in `memory`.
 ///
 /// # Errors
 /// The first entry on the way that is missing, not present or malformed.

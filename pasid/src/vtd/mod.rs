@@ -1,12 +1,13 @@
-//! VT-d scalable mode: root, context, PASID directory, PASID entry (VT-d 5.0, 3.4.3 and 9.1 to 9.6).
+//! VT-d scalable mode: root, context, PASID directory, PASID entry (VT-d 5.0, 3.4.3 and 9.1 to
+//! 9.6).
 //!
 //! ```text
 //! root table --bus--> context table --devfn--> PASID directory --PASID[19:6]--> leaf --PASID[5:0]--> PASID entry
 //! 256 x 16 B          2 x 128 x 32 B           2^n x 8 B                        64 x 64 B
 //! ```
 //!
-//! Untagged traffic takes the PASID that its context entry names as `RID_PASID`; we write 0 there, and
-//! no DMA can be tagged with PASID 0.
+//! Untagged traffic takes the PASID that its context entry names as `RID_PASID`; we write 0 there,
+//! and no DMA can be tagged with PASID 0.
 
 mod context;
 mod entry;

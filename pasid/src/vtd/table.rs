@@ -27,7 +27,8 @@ pub struct PasidTable {
 }
 
 impl PasidTable {
-    /// An empty table for PASIDs of `pasid_bits` bits; 0: untagged traffic only. More than 20 is 20.
+    /// An empty table for PASIDs of `pasid_bits` bits; 0: untagged traffic only. More than 20 is
+    /// 20.
     ///
     /// # Errors
     /// If there are not enough table pages for the directory.
@@ -50,8 +51,8 @@ impl PasidTable {
         }
     }
 
-    /// Sets the entry of `index` by copying its leaf; requests see the old entry or the new one. The
-    /// old leaf is freed: it is withdrawn, and readers may still be in it.
+    /// Sets the entry of `index` by copying its leaf; requests see the old entry or the new one.
+    /// The old leaf is freed: it is withdrawn, and readers may still be in it.
     ///
     /// # Errors
     /// If no table page is left for the copy, or the table is too small; nothing changes.
@@ -65,8 +66,8 @@ impl PasidTable {
         LEAVES.set(store, slot, index, &entry.pack()).map_err(SetError::OutOfTables)
     }
 
-    /// Clears the entry of `index`: from now on its requests fault. A leaf without entries is freed.
-    /// Needs no memory.
+    /// Clears the entry of `index`: from now on its requests fault. A leaf without entries is
+    /// freed. Needs no memory.
     pub fn clear<S: TableStore>(&self, store: &mut S, index: u32) {
         if let Some(slot) = self.slot(index) {
             LEAVES.clear(store, slot, index);

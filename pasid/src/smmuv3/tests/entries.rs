@@ -68,8 +68,8 @@ fn a_nested_stream_table_entry_has_the_manuals_bits() {
     assert_eq!(words[0], 20 << 59 | 0x7f_fff0_0000 | 0b01 << 4 | 0b111 << 1 | 1);
     // S1DSS 65:64 = 0b10, S1CIR 67:66, S1COR 69:68, S1CSH 71:70, SHCFG 109:108
     assert_eq!(words[1], 0b01 << 44 | 0b11 << 6 | 0b01 << 4 | 0b01 << 2 | 0b10);
-    // S2VMID 143:128, S2T0SZ 165:160 = 24, S2SL0 167:166 = 1, IR0, OR0, SH0, S2TG 175:174, S2PS 178:176,
-    // S2AA64 179, S2R 186
+    // S2VMID 143:128, S2T0SZ 165:160 = 24, S2SL0 167:166 = 1, IR0, OR0, SH0, S2TG 175:174, S2PS
+    // 178:176, S2AA64 179, S2R 186
     let walk = 0b01 << 40 | 0b01 << 42 | 0b11 << 44;
     assert_eq!(words[2], 5 | 24 << 32 | 1 << 38 | walk | 5 << 48 | 1 << 51 | 1 << 58);
     assert_eq!(words[3..], [0x1234_0000, 0, 0, 0, 0]);
@@ -78,7 +78,8 @@ fn a_nested_stream_table_entry_has_the_manuals_bits() {
 #[test]
 fn a_context_descriptor_has_the_manuals_bits() {
     let words = descriptor().pack();
-    // 5.4: T0SZ 5:0, TG0 7:6, IR0 9:8, OR0 11:10, SH0 13:12; EPD1 30, V 31, IPS 34:32, AA64 41, R 45, A 46, ASID 63:48
+    // 5.4: T0SZ 5:0, TG0 7:6, IR0 9:8, OR0 11:10, SH0 13:12; EPD1 30, V 31, IPS 34:32, AA64 41, R
+    // 45, A 46, ASID 63:48
     let lower = 16 | 0b01 << 8 | 0b01 << 10 | 0b11 << 12;
     let rest = 1 << 30 | 1 << 31 | 5 << 32 | 1 << 41 | 1 << 45 | 1 << 46 | 0x1234 << 48;
     assert_eq!(words, [lower | rest, 0x4000_0000, 0, 0xff, 0, 0, 0, 0]);
@@ -143,6 +144,8 @@ fn what_is_ignored_or_behaves_as_another_value_does_so() {
     assert_eq!(nested_with(1, 28, 4, 0xf), Some(entry), "EATS, STRW: not offered");
     assert_eq!(nested_with(2, 48, 3, 7), Some(entry), "S2PS beyond the output");
     assert_eq!(nested_with(3, 4, 8, 0xff), Some(entry), "S2TTB below its alignment");
+    // 2^14 pointers of 8 bytes
+    assert_eq!(nested_with(0, 6, 11, 0x7ff), Some(entry), "S1ContextPtr below its alignment");
     let linear = Stage1::new(PhysAddr::new(0), ContextLayout::Linear, 20, Untagged::Terminate);
     let reserved = StreamEntry::unpack(&[1 | 0b101 << 1 | 0b11 << 4 | 20 << 59, 0b11, 0, 0]);
     assert_eq!(reserved.map(|entry| entry.config), linear.map(StreamConfig::Stage1));

@@ -21,6 +21,8 @@ struct Case {
     contexts: Space,
     descriptors: BTreeMap<u32, ContextDescriptor>,
     pasids: Vec<Option<u32>>,
+    /// What reserved bits hold.
+    junk: u64,
 }
 
 const STREAM_BITS: u8 = 16;
@@ -42,12 +44,12 @@ fn cases() -> impl Strategy<Value = Case> {
     let index = prop_oneof![0..4_u32, 60..70_u32, 1020..1030_u32, 0..1_u32 << 20];
     let found = proptest::collection::btree_map(index.clone(), descriptors(), 0..6);
     let pasids = proptest::collection::vec(proptest::option::of(index), 1..8);
-    (streams, found, pasids).prop_map(
-        |((stream, layout, leaf_lg2, mut entry, contexts), descriptors, mut pasids)| {
+    (streams, found, pasids, any::<u64>()).prop_map(
+        |((stream, layout, leaf_lg2, mut entry, contexts), descriptors, mut pasids, junk)| {
             pasids.push(None);
             pasids.extend(descriptors.keys().map(|index| Some(*index)));
             let contexts = place(&mut entry, contexts);
-            Case { stream, layout, leaf_lg2, entry, contexts, descriptors, pasids }
+            Case { stream, layout, leaf_lg2, entry, contexts, descriptors, pasids, junk }
         },
     )
 }
@@ -90,7 +92,8 @@ impl Case {
         let entry_at = match self.layout {
             StreamLayout::Linear => STREAMS + u64::from(self.stream) * 64,
             StreamLayout::TwoLevels { split } => {
-                let pointer = STREAM_LEAF + u64::from(self.leaf_lg2) + 1;
+                let below_leaf = self.junk & ((64 << self.leaf_lg2) - 1) & !0x1f;
+                let pointer = (STREAM_LEAF | below_leaf) + u64::from(self.leaf_lg2) + 1;
                 world.tables.write(STREAMS + u64::from(self.stream >> split) * 8, &[pointer]);
                 STREAM_LEAF + u64::from(self.stream % (1 << split)) * 64
             }
@@ -130,8 +133,13 @@ impl Case {
         let above = self.descriptors.keys().position(|key| key >> leaf_lg2 == index >> leaf_lg2);
         let leaf =
             CONTEXT_LEAVES + above.unwrap_or(usize::try_from(number).unwrap()) as u64 * 65536;
+        // bits below the alignment of a leaf are reserved, and ignored
+        let below_leaf = self.junk & ((64 << leaf_lg2) - 1);
         let link = if self.contexts == Space::Tables { base } else { 0 };
-        memory.write(base + CONTEXTS + u64::from(index >> leaf_lg2) * 8, &[link + leaf + 1]);
+        memory.write(
+            base + CONTEXTS + u64::from(index >> leaf_lg2) * 8,
+            &[(link + leaf) | below_leaf | 1],
+        );
         let slot = u64::from(index % (1 << leaf_lg2));
         memory.write(base + leaf + slot * 64, &descriptor.pack());
     }
@@ -202,7 +210,8 @@ proptest! {
             let pasid = raw.map(|raw| Pasid::new(raw).unwrap());
             world.loads.borrow_mut().clear();
             let found = lookup(&world, &case.root(), case.stream, pasid);
-            prop_assert_eq!(found.map_err(|fault| fault.kind), case.expected(raw), "pasid {:?}", raw);
+            let found = found.map_err(|fault| fault.kind);
+            prop_assert_eq!(found, case.expected(raw), "pasid {:?}", raw);
             prop_assert!(world.loads.borrow().len() <= 10);
         }
         let unknown = lookup(&world, &case.root(), 1 << STREAM_BITS, None).unwrap_err();
