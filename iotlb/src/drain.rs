@@ -6,8 +6,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 
 use crate::abi::State;
+use crate::config::StuckPolicy;
 use crate::conn::Connection;
-use crate::hub::{Hub, StuckPolicy};
+use crate::hub::Hub;
 use crate::message::Message;
 
 /// A section is a batch of translations and copies: most end while we look.

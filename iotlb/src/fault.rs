@@ -197,3 +197,28 @@ impl Taker {
 fn load_once(word: &crate::sync::AtomicU64) -> u64 {
     word.load(Ordering::Relaxed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_survives_its_words() {
+        for class in [FaultClass::Unknown, FaultClass::NotAttached, FaultClass::Mapping] {
+            for pasid in [None, Some(Pasid::MAX)] {
+                let (iova, access) = (Iova::new(u64::MAX), Access::WRITE);
+                let record = FaultRecord { pasid, iova, access, class };
+                assert_eq!(FaultRecord::decode(record.encode()), Some(record));
+            }
+        }
+    }
+
+    #[test]
+    fn words_that_are_no_record_are_told_apart() {
+        assert_eq!(FaultRecord::decode([0, 1 << 20, 1, 0]), None, "wider than a PASID");
+        assert_eq!(FaultRecord::decode([0, 1 << 32, 1, 0]), None);
+        let odd = FaultRecord::decode([8, 0, u64::MAX, u64::MAX]).unwrap();
+        let (iova, access) = (Iova::new(8), Access::all());
+        assert_eq!(odd, FaultRecord { pasid: None, iova, access, class: FaultClass::Unknown });
+    }
+}

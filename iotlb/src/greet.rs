@@ -15,7 +15,8 @@ use viommu_pasid::EndpointId;
 
 use crate::abi::{self, State};
 use crate::conn::{Connection, SLOT_LEN};
-use crate::hub::{DeviceEvent, Greeting, Hub, Token};
+use crate::event::DeviceEvent;
+use crate::hub::{Greeting, Hub, Token};
 use crate::message::{self, Message, Received, RefusedReason, Welcome};
 
 /// Processes that one endpoint may have at once: one, and room for a successor and a few helpers.

@@ -12,9 +12,10 @@ use rustix::net::RecvFlags;
 use viommu_pasid::EndpointId;
 use viommu_pgtable::PhysAddr;
 
-use crate::abi::{Arch, DEFAULT_TABLE_BASE, State};
+use crate::abi::State;
+use crate::config::{HubConfig, StuckPolicy};
 use crate::conn::{Connection, ReaderCounters};
-use crate::fault::FaultRecord;
+use crate::event::{Counters, DeviceEvent};
 use crate::message::{self, Message, Received};
 use crate::region::Region;
 use crate::withdrawn::{Withdrawn, WithdrawnSet};
@@ -24,99 +25,6 @@ const EVENTS_PER_DISPATCH: usize = 64;
 
 /// Messages of one device taken in one dispatch.
 const MESSAGES_PER_VISIT: usize = 8;
-
-/// What to do about a device process that a drain has waited for long enough.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StuckPolicy {
-    /// End it, and wait until it is gone: after the drain no access through the old happens.
-    Kill,
-    /// Refuse it from now on and go on without the guarantee.
-    Disconnect,
-}
-
-/// What a hub is made of.
-#[derive(Debug, Clone, Copy)]
-pub struct HubConfig {
-    /// Whose structures the region holds.
-    pub arch: Arch,
-    /// Address of the region's first byte; a multiple of 4096.
-    pub table_base: PhysAddr,
-    /// Bytes of the region; a multiple of 4096. It is sparse: what is not used costs nothing.
-    pub table_bytes: u64,
-    /// The longest that a drain waits for a device process.
-    pub stuck: Duration,
-    /// What it does then.
-    pub policy: StuckPolicy,
-}
-
-impl Default for HubConfig {
-    /// VT-d tables of up to 1 GiB at 2^51; 1 s; kill.
-    fn default() -> Self {
-        Self {
-            arch: Arch::Vtd,
-            table_base: PhysAddr::new(DEFAULT_TABLE_BASE),
-            table_bytes: 1 << 30,
-            stuck: Duration::from_secs(1),
-            policy: StuckPolicy::Kill,
-        }
-    }
-}
-
-/// What happened at a device's end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceEvent {
-    /// A device process connected.
-    Connected {
-        /// The endpoint it serves.
-        endpoint: EndpointId,
-    },
-    /// A device process is gone.
-    Disconnected {
-        /// The endpoint it served.
-        endpoint: EndpointId,
-    },
-    /// The endpoint's function was reset and does no DMA until it starts. The device waits for an answer,
-    /// which the next [`Hub::drain`] sends: act first.
-    FunctionReset {
-        /// Whose function.
-        endpoint: EndpointId,
-    },
-    /// The endpoint's function is about to do DMA again. The device waits for an answer, as above.
-    FunctionStarted {
-        /// Whose function.
-        endpoint: EndpointId,
-    },
-    /// An access was refused.
-    Fault {
-        /// Whose access.
-        endpoint: EndpointId,
-        /// What the device process says about it.
-        record: FaultRecord,
-    },
-}
-
-/// What a hub has seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// Drains that began a new epoch.
-    pub drains: u64,
-    /// Of those, drains that had to wait for a device process.
-    pub waits: u64,
-    /// The longest.
-    pub longest_drain: Duration,
-    /// Device processes killed because they were stuck.
-    pub killed: u64,
-    /// Device processes cut off because they were stuck: the guarantee did not hold for them.
-    pub cut_off: u64,
-    /// Device processes greeted.
-    pub connects: u64,
-    /// Device processes refused: version, limit, cut off.
-    pub refused: u64,
-    /// Fault records taken.
-    pub faults: u64,
-    /// Fault records that made no sense.
-    pub bad_faults: u64,
-}
 
 /// One endpoint with a socket.
 #[derive(Debug)]

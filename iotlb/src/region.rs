@@ -28,7 +28,7 @@ struct Run {
 /// The memfd that tables live in, mapped writable once, here.
 ///
 /// It is sparse: an untouched page costs nothing. Pages that were touched stay: they are recycled, never
-/// given back. A freed page rests until [`reclaim`](Self::reclaim).
+/// given back. A freed page rests until the next [`Hub::drain`](crate::Hub::drain).
 #[derive(Debug)]
 pub struct Region {
     fd: OwnedFd,
@@ -254,5 +254,98 @@ impl TableStore for Region {
         if let Some(live) = self.live.get_mut(index) {
             *live = entries;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: u64 = 1 << 40;
+
+    fn region(pages: u64) -> Region {
+        Region::new(Arch::Vtd, PhysAddr::new(BASE), (pages + 1) * PAGE_BYTES).unwrap()
+    }
+
+    fn page(number: u64) -> PhysAddr {
+        PhysAddr::new(BASE + number * PAGE_BYTES)
+    }
+
+    #[test]
+    fn what_is_taken_is_zero_and_what_is_left_is_exact() {
+        let mut region = region(3);
+        for number in 1..=3 {
+            assert_eq!(region.pages_left(), 4 - number);
+            assert_eq!(region.alloc_pages(1), Ok(page(number)));
+            assert_eq!(region.load(page(number)), Some(0));
+            region.store(PhysAddr::new(page(number).raw() + 4088), 7);
+        }
+        let refused = OutOfTables { needed_pages: 1, free_pages: 0 };
+        assert_eq!(region.alloc_pages(1), Err(refused));
+        assert_eq!(region.load(PhysAddr::new(page(3).raw() + 4088)), Some(7));
+        assert_eq!(region.load(page(4)), None);
+        assert_eq!(region.load(PhysAddr::new(0)), None);
+    }
+
+    #[test]
+    fn a_freed_page_comes_back_after_the_drain_zeroed_and_not_before() {
+        let mut region = region(1);
+        let taken = region.alloc_pages(1).unwrap();
+        region.store(taken, 7);
+        region.set_live(taken, 1);
+        region.free_pages(taken, 1);
+        assert!(region.alloc_pages(1).is_err());
+        assert_eq!(region.load(taken), Some(7), "readers may still be in it");
+        region.reclaim();
+        assert_eq!(region.alloc_pages(1), Ok(taken));
+        assert_eq!((region.load(taken), region.live(taken)), (Some(0), 0));
+    }
+
+    #[test]
+    fn runs_are_aligned_to_their_size_and_what_that_skips_is_not_lost() {
+        let mut region = region(15);
+        assert_eq!(region.alloc_pages(1), Ok(page(1)));
+        assert_eq!(region.alloc_pages(4), Ok(page(4)));
+        assert_eq!(region.alloc_pages(3), Ok(page(8)), "not a power of two: not aligned");
+        assert_eq!(region.pages_left(), 7);
+        let singles: Vec<_> = (0..7).map(|_| region.alloc_pages(1).unwrap()).collect();
+        let mut numbers: Vec<_> = singles.iter().map(|at| (at.raw() - BASE) / PAGE_BYTES).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [2, 3, 11, 12, 13, 14, 15]);
+    }
+
+    #[test]
+    fn a_freed_run_serves_again_as_a_run_or_in_parts() {
+        let mut region = region(8);
+        assert_eq!(region.alloc_pages(4), Ok(page(4)));
+        for _ in 0..2 {
+            region.free_pages(page(4), 4);
+            region.reclaim();
+            assert_eq!(region.alloc_pages(4), Ok(page(4)));
+        }
+        region.free_pages(page(4), 4);
+        region.reclaim();
+        let mut all: Vec<_> = (0..8).map(|_| region.alloc_pages(1).unwrap()).collect();
+        all.sort_unstable();
+        assert_eq!(all, (1..=8).map(page).collect::<Vec<_>>());
+        assert!(region.alloc_pages(1).is_err());
+    }
+
+    #[test]
+    fn a_region_that_cannot_be_is_refused() {
+        for (base, bytes) in
+            [(BASE + 8, 8192), (BASE, 8193), (BASE, 4096), (BASE, 0), (u64::MAX << 12, 8192)]
+        {
+            let error = Region::new(Arch::Vtd, PhysAddr::new(base), bytes).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{base:#x} {bytes:#x}");
+        }
+    }
+
+    #[test]
+    fn a_region_of_a_gibibyte_costs_nothing_until_it_is_used() {
+        let region = region(1 << 18);
+        let blocks = rustix::fs::fstat(&region).unwrap().st_blocks;
+        assert!(blocks * 512 <= 8192, "{blocks} blocks");
+        assert!(region.live.capacity() == 0);
     }
 }

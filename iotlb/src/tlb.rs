@@ -46,10 +46,10 @@ impl Tlb {
         Self { entries, generation: Cell::new(1), sizes: Cell::new(0) }
     }
 
-    /// Neighbouring pages have neighbouring places; PASIDs are spread.
+    /// Neighbouring pages have neighbouring places; PASIDs and sizes are spread.
     #[inline]
-    fn place(&self, page: u64, tag: u32) -> Option<&Cell<Entry>> {
-        let spread = u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    fn place(&self, page: u64, size_lg2: u32, tag: u32) -> Option<&Cell<Entry>> {
+        let spread = stamp(0, size_lg2, tag).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
         let index = (page ^ (page >> 16) ^ spread) & (ENTRIES as u64 - 1);
         self.entries.get(usize::try_from(index).ok()?)
     }
@@ -62,7 +62,7 @@ impl Tlb {
             let size_lg2 = sizes.trailing_zeros();
             sizes &= sizes - 1;
             let page = iova >> size_lg2;
-            let entry = self.place(page, tag)?.get();
+            let entry = self.place(page, size_lg2, tag)?.get();
             let wanted = stamp(self.generation.get(), size_lg2, tag);
             let missing = u64::from(access.bits()) & !entry.access;
             if entry.page == page && entry.stamp == wanted && missing == 0 {
@@ -79,7 +79,7 @@ impl Tlb {
     pub(crate) fn insert(&self, tag: u32, iova: u64, leaf: Leaf) {
         let size_lg2 = leaf.size_lg2;
         let page = iova >> size_lg2;
-        if let Some(place) = self.place(page, tag) {
+        if let Some(place) = self.place(page, size_lg2, tag) {
             place.set(Entry {
                 page,
                 stamp: stamp(self.generation.get(), size_lg2, tag),
@@ -101,5 +101,71 @@ impl Tlb {
             }
         }
         self.generation.set(next.max(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn leaf(oa: u64, size_lg2: u32, access: Access) -> Leaf {
+        Leaf { oa, size_lg2, access }
+    }
+
+    #[test]
+    fn a_leaf_is_found_at_every_offset_of_its_page_and_nowhere_else() {
+        let tlb = Tlb::new();
+        tlb.insert(5, 0x40_1234, leaf(0x8000_1234, 21, Access::RW));
+        let found = |tag, iova| tlb.find(tag, iova, Access::READ).map(|leaf| leaf.oa);
+        assert_eq!(found(5, 0x40_0000), Some(0x8000_0000));
+        assert_eq!(found(5, 0x5f_ffff), Some(0x801f_ffff));
+        for (tag, iova) in [(5, 0x3f_ffff), (5, 0x60_0000), (4, 0x40_0000), (0, 0x40_0000)] {
+            assert_eq!(found(tag, iova), None, "{tag} {iova:#x}");
+        }
+    }
+
+    #[test]
+    fn pages_of_different_sizes_are_found_side_by_side() {
+        let tlb = Tlb::new();
+        tlb.insert(0, 0x1000, leaf(0xa000, 12, Access::RW));
+        tlb.insert(0, 0x4000_0000, leaf(0, 30, Access::RW));
+        assert_eq!(tlb.find(0, 0x1008, Access::READ), Some(leaf(0xa008, 12, Access::RW)));
+        let far = tlb.find(0, 0x7fff_fff8, Access::READ);
+        assert_eq!(far, Some(leaf(0x3fff_fff8, 30, Access::RW)));
+    }
+
+    #[test]
+    fn what_is_not_allowed_is_no_hit() {
+        let tlb = Tlb::new();
+        tlb.insert(0, 0x1000, leaf(0xa000, 12, Access::READ));
+        assert!(tlb.find(0, 0x1000, Access::READ).is_some());
+        assert_eq!(tlb.find(0, 0x1000, Access::WRITE), None);
+        assert_eq!(tlb.find(0, 0x1000, Access::RW), None);
+    }
+
+    #[test]
+    fn a_flush_forgets_everything_also_when_generations_come_around() {
+        let tlb = Tlb::new();
+        tlb.insert(0, 0x1000, leaf(0xa000, 12, Access::RW));
+        tlb.flush();
+        assert_eq!(tlb.find(0, 0x1000, Access::READ), None);
+        // what a page of the same size does not bring back
+        tlb.insert(0, 0x2000, leaf(0xb000, 12, Access::RW));
+        assert_eq!(tlb.find(0, 0x1000, Access::READ), None);
+        tlb.generation.set(u32::MAX);
+        tlb.insert(0, 0x3000, leaf(0xc000, 12, Access::RW));
+        tlb.flush();
+        assert_eq!(tlb.generation.get(), 1);
+        tlb.insert(0, 0x4000, leaf(0xd000, 12, Access::RW));
+        assert_eq!(tlb.find(0, 0x1000, Access::READ), None, "an entry of the first generation");
+        assert_eq!(tlb.find(0, 0x3000, Access::READ), None);
+    }
+
+    #[test]
+    fn the_last_page_of_all_is_a_page_like_others() {
+        let tlb = Tlb::new();
+        tlb.insert(0, u64::MAX, leaf(0xfff, 12, Access::RW));
+        assert_eq!(tlb.find(0, u64::MAX - 1, Access::READ).map(|leaf| leaf.oa), Some(0xffe));
+        assert_eq!(tlb.find(0, 0, Access::READ), None);
     }
 }
