@@ -10,6 +10,7 @@ use viommu_pgtable::{IovaRange, Mapping};
 use super::decide::Plan;
 use super::machine::Iommu;
 use super::state::{Domain, Mapped, Space};
+use super::store::Gap;
 use crate::protocol::Attach;
 
 impl Iommu {
@@ -19,7 +20,7 @@ impl Iommu {
             Plan::Nothing | Plan::Probe(_) => Ok(()),
             Plan::Attach(attach) => self.attach(host, attach),
             Plan::Detach(endpoint) => self.detach(host, *endpoint),
-            Plan::Map(domain, mapping) => self.map(host, *domain, mapping),
+            Plan::Map(domain, mapping, gap) => self.map(host, *domain, mapping, *gap),
             Plan::Unmap(domain, range) => {
                 self.unmap(host, *domain, range);
                 Ok(())
@@ -96,12 +97,13 @@ impl Iommu {
         host: &mut dyn HostIommu,
         id: DomainId,
         mapping: &Mapping,
+        gap: Gap,
     ) -> Result<(), HostError> {
         if reaches_host(mapping) {
             host.map(id, mapping)?;
         }
         if let Some(domain) = self.mapped_mut(id) {
-            domain.mappings.insert(mapping);
+            domain.mappings.insert(gap, mapping);
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use viommu_pgtable::{IovaRange, Mapping};
 
 use super::machine::Iommu;
 use super::state::{Domain, Endpoint, Mapped, Space};
+use super::store::Gap;
 use crate::protocol::{Attach, Detach, Map, Request, Status, Unmap};
 
 /// What is to be done.
@@ -17,8 +18,8 @@ pub(super) enum Plan {
     Attach(Attach),
     /// Take an endpoint out of its domain.
     Detach(EndpointId),
-    /// Add a mapping.
-    Map(DomainId, Mapping),
+    /// Add a mapping, there.
+    Map(DomainId, Mapping, Gap),
     /// Remove the mappings inside a range that splits none.
     Unmap(DomainId, IovaRange),
     /// Tell what an endpoint is like.
@@ -105,13 +106,14 @@ impl Iommu {
             return Err(Status::RANGE);
         }
         // R1, M2
-        if domain.touches_reserved(&map.iova) || domain.mappings.overlaps(&map.iova) {
+        if domain.touches_reserved(&map.iova) {
             return Err(Status::INVAL);
         }
+        let gap = domain.mappings.gap(&map.iova).ok_or(Status::INVAL)?;
         if domain.mappings.len() >= self.settings.max_mappings {
             return Err(Status::NOMEM);
         }
-        Ok(Plan::Map(map.domain, mapping))
+        Ok(Plan::Map(map.domain, mapping, gap))
     }
 
     fn decide_unmap(&self, unmap: &Unmap) -> Result<Plan, Status> {

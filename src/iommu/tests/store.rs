@@ -26,20 +26,64 @@ fn touched(list: &[Mapping], range: IovaRange) -> Vec<Mapping> {
     list.iter().copied().filter(|mapping| mapping.iova().overlaps(&range)).collect()
 }
 
+/// Fills a store with mappings of one page at each of `starts`.
+fn filled(starts: impl IntoIterator<Item = u64>) -> Mappings<8> {
+    let mut store = Mappings::default();
+    for page in starts {
+        let gap = store.gap(&pages(page, page)).unwrap();
+        store.insert(gap, &rw(page, page));
+    }
+    store
+}
+
+#[test]
+fn mappings_that_come_in_order_fill_their_chunks() {
+    assert_eq!(filled(0..800).chunk_count(), 100, "upwards");
+    assert_eq!(filled((0..800).rev()).chunk_count(), 100, "downwards");
+}
+
+#[test]
+fn chunks_go_with_their_mappings() {
+    let mut store = filled(0..800);
+    for page in (0..800).filter(|page| page % 8 != 0) {
+        store.remove(&pages(page, page), |_| ());
+    }
+    assert_eq!(store.len(), 100);
+    assert!(store.chunk_count() <= 25, "{} chunks for 100 mappings", store.chunk_count());
+    store.remove(&pages(0, 799), |_| ());
+    assert_eq!((store.len(), store.chunk_count()), (0, 1));
+}
+
+/// The mapping that would be split lies in a lower chunk than the end of the range.
+#[test]
+fn a_mapping_that_reaches_over_the_bounds_of_chunks_is_seen() {
+    let mut store = filled((0..16).chain(100..116));
+    store.remove(&pages(9, 15), |_| ());
+    store.remove(&pages(100, 103), |_| ());
+    let long = store.gap(&pages(20, 103)).unwrap();
+    store.insert(long, &rw(20, 103));
+    assert!(store.overlaps(&pages(102, 102)));
+    assert!(store.check_whole(&pages(16, 102)).is_err());
+    assert!(store.check_whole(&pages(103, 115)).is_err());
+    assert!(store.check_whole(&pages(16, 103)).is_ok());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn the_store_agrees_with_a_list(steps in prop::collection::vec(step(), 1..300)) {
-        let mut store = Mappings::default();
+        let mut store = Mappings::<8>::default();
         let mut list: Vec<Mapping> = Vec::new();
         for step in steps {
             match step {
                 Step::Insert(first, last) => {
                     let overlaps = !touched(&list, pages(first, last)).is_empty();
+                    let gap = store.gap(&pages(first, last));
+                    prop_assert_eq!(gap.is_none(), overlaps);
                     prop_assert_eq!(store.overlaps(&pages(first, last)), overlaps);
-                    if !overlaps {
-                        store.insert(&rw(first, last));
+                    if let Some(gap) = gap {
+                        store.insert(gap, &rw(first, last));
                         list.push(rw(first, last));
                         list.sort_by_key(|mapping| mapping.iova().start());
                     }
