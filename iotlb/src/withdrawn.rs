@@ -1,10 +1,11 @@
 //! What was taken out of the tables since the last drain, as far as pins need to know.
 
 use viommu_pasid::{EndpointId, Requester};
-use viommu_pgtable::IovaRange;
+use viommu_pgtable::{Iova, IovaRange};
 
-/// Withdrawals that are told apart; with more, a drain waits for every pin.
-const MAX_TOLD_APART: usize = 64;
+/// Withdrawals that are told apart: one for each request of the largest request queue, which is one
+/// batch. With more, a drain waits for every pin.
+const MAX_TOLD_APART: usize = 1024;
 
 /// Translations that were withdrawn. Table pages need no mention: a drain waits for all readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,27 @@ impl Withdrawn {
             Self::Everything => true,
         }
     }
+
+    /// One withdrawal in place of two, if they are of one requester and leave no gap.
+    fn joined(&self, other: &Self) -> Option<Self> {
+        match (self, other) {
+            (Self::Range { requester, range: a }, Self::Range { requester: theirs, range: b })
+                if requester == theirs =>
+            {
+                Some(Self::Range { requester: *requester, range: join(a, b)? })
+            }
+            _ => (self == other).then_some(*self),
+        }
+    }
+}
+
+/// The range from the first address of both to the last, if no address in between is in neither.
+fn join(a: &IovaRange, b: &IovaRange) -> Option<IovaRange> {
+    let reaches = |from: &IovaRange, to: Iova| from.last().raw() >= to.raw().saturating_sub(1);
+    if !reaches(a, b.start()) || !reaches(b, a.start()) {
+        return None;
+    }
+    IovaRange::new(a.start().min(b.start()), a.last().max(b.last()))
 }
 
 /// The withdrawals since the last drain.
@@ -52,12 +74,20 @@ impl WithdrawnSet {
         self.list.clear();
     }
 
-    /// Adds one; beyond the limit all of them become [`Withdrawn::Everything`].
+    /// Adds one, to the last one if they are neighbours: guests unmap in order. Beyond the limit all of
+    /// them become [`Withdrawn::Everything`].
     pub(crate) fn add(&mut self, withdrawn: Withdrawn) {
-        if withdrawn == Withdrawn::Everything || self.list.len() == MAX_TOLD_APART {
+        if self.list.first() == Some(&Withdrawn::Everything) {
+            return;
+        }
+        if let Some(last) = self.list.last_mut()
+            && let Some(joined) = last.joined(&withdrawn)
+        {
+            *last = joined;
+        } else if withdrawn == Withdrawn::Everything || self.list.len() == MAX_TOLD_APART {
             self.list.clear();
             self.list.push(Withdrawn::Everything);
-        } else if self.list.first() != Some(&Withdrawn::Everything) {
+        } else {
             self.list.push(withdrawn);
         }
     }
@@ -94,10 +124,29 @@ mod tests {
     fn more_withdrawals_than_are_told_apart_become_everything() {
         let mut set = WithdrawnSet::default();
         for n in 0..=MAX_TOLD_APART as u64 {
-            set.add(range(n << 12));
+            assert_eq!(set.list.len(), usize::try_from(n).unwrap());
+            set.add(range(n << 13));
         }
         assert_eq!(set.list, [Withdrawn::Everything]);
         set.add(range(0));
         assert_eq!(set.list, [Withdrawn::Everything]);
+    }
+
+    #[test]
+    fn neighbours_are_one_withdrawal_in_either_order_and_to_the_last_address() {
+        let mut set = WithdrawnSet::default();
+        for start in [0x3000, 0x4000, 0x2000, 0x2000] {
+            set.add(range(start));
+        }
+        let us = Requester::rid(EndpointId::new(8));
+        assert_eq!(set.list.len(), 1);
+        assert!(set.covers(us, 0x2000, 0x2000) && set.covers(us, 0x4fff, 0x4fff));
+        assert!(!set.covers(us, 0x1000, 0x1fff) && !set.covers(us, 0x5000, 0x5fff));
+        set.add(range(0x6000));
+        assert_eq!(set.list.len(), 2, "a gap");
+        let last = IovaRange::new(Iova::new(u64::MAX - 0xfff), Iova::new(u64::MAX)).unwrap();
+        let first = IovaRange::new(Iova::new(0), Iova::new(0xfff)).unwrap();
+        assert_eq!(join(&last, &first), None, "the ends of the space are no neighbours");
+        assert_eq!(join(&last, &last), Some(last));
     }
 }
