@@ -11,7 +11,8 @@
 //! | a PASID's entry | PASID directory, PASID entry | context descriptor |
 //! | second level | one for each PASID | one for each function |
 //!
-//! [`lookup`] is the one question for both: it yields a [`Route`], what a request goes through. The
+//! [`lookup`] is the one question for both: it yields a [`Route`], what a request goes through, and
+//! [`Memories::translate`] takes an address along it. The
 //! [`Space`] that a table's pointers lead into comes with it; what reads memory for a lookup
 //! implements [`Spaces`].
 //!
@@ -37,6 +38,7 @@ pub mod smmuv3;
 mod space;
 #[cfg(test)]
 mod testing;
+mod translate;
 pub mod vtd;
 
 pub use alloc::{Allocator, ReserveError};

@@ -6,7 +6,7 @@
 //! that entry. So a guest's table, or a guest's context descriptor, never leads into the region,
 //! whatever its bytes say.
 
-use viommu_pgtable::{Access, Fault, FaultKind, Iova, PhysAddr, Purpose, Stage, TableMemory, walk};
+use viommu_pgtable::{Behind, Fault, FaultKind, PhysAddr, Purpose, Stage, TableMemory};
 
 use crate::smmuv3::Stage2;
 
@@ -58,19 +58,38 @@ pub trait Spaces {
     }
 }
 
-/// The spaces of a reader that has the region and the guest's memory at hand.
+/// The guest's memory, as far as it lies below the tables.
 #[derive(Debug)]
-pub struct Memories<'a, T: ?Sized, G: ?Sized> {
-    tables: &'a T,
-    guest: &'a G,
+pub(crate) struct GuestSide<'a, G: ?Sized> {
+    memory: &'a G,
     table_base: PhysAddr,
 }
 
+impl<G: TableMemory + ?Sized> TableMemory for GuestSide<'_, G> {
+    #[inline]
+    fn load(&self, at: PhysAddr) -> Option<u64> {
+        if at < self.table_base { self.memory.load(at) } else { None }
+    }
+
+    #[inline]
+    fn compare_exchange(&self, at: PhysAddr, old: u64, new: u64) -> Option<Result<(), u64>> {
+        if at < self.table_base { self.memory.compare_exchange(at, old, new) } else { None }
+    }
+}
+
+/// The spaces of a reader that has the region and the guest's memory at hand.
+#[derive(Debug)]
+pub struct Memories<'a, T: ?Sized, G: ?Sized> {
+    pub(crate) tables: &'a T,
+    pub(crate) guest: GuestSide<'a, G>,
+    pub(crate) table_base: PhysAddr,
+}
+
 impl<'a, T: TableMemory + ?Sized, G: TableMemory + ?Sized> Memories<'a, T, G> {
-    /// `tables` from `table_base` on; `guest` has nothing there.
+    /// `tables` from `table_base` on, a multiple of 4096; of `guest`, what lies below.
     #[must_use]
     pub const fn new(tables: &'a T, guest: &'a G, table_base: PhysAddr) -> Self {
-        Self { tables, guest, table_base }
+        Self { tables, guest: GuestSide { memory: guest, table_base }, table_base }
     }
 }
 
@@ -85,23 +104,21 @@ impl<T: TableMemory + ?Sized, G: TableMemory + ?Sized> Spaces for Memories<'_, T
         self.table_base
     }
 
-    /// What `guest` has, below the tables.
     fn load_guest(&self, at: PhysAddr) -> Option<u64> {
-        if at < self.table_base { self.guest.load(at) } else { None }
+        self.guest.load(at)
     }
 
     fn load_through(&self, second: &Stage2, at: PhysAddr) -> Result<u64, Fault> {
-        let for_entry = |fault| Fault { purpose: Purpose::TableEntry, ..fault };
-        let input = Iova::new(at.raw());
-        let found = walk(second.format(), self.tables, second.root(), input, Access::READ)
-            .map_err(for_entry)?;
-        self.load_guest(found.oa).ok_or(Fault {
-            stage: Stage::Second,
-            purpose: Purpose::TableEntry,
-            input: at.raw(),
-            level: 0,
-            entry_at: found.oa,
-            kind: FaultKind::Unreadable,
+        let behind = Behind::new(*second.format(), self.tables, second.root(), &self.guest);
+        behind.load(at).ok_or_else(|| {
+            behind.take_fault().unwrap_or(Fault {
+                stage: Stage::Second,
+                purpose: Purpose::TableEntry,
+                input: at.raw(),
+                level: 0,
+                entry_at: PhysAddr::new(0),
+                kind: FaultKind::Unreadable,
+            })
         })
     }
 }
