@@ -250,5 +250,4 @@ fn range(virt_start: u64, virt_end: u64) -> Result<IovaRange, Status> {
 }
 
 #[cfg(test)]
-#[path = "request_tests.rs"]
 mod tests;
