@@ -19,8 +19,6 @@ mod testdev {
     pub(super) const RESULT: u64 = 0x10;
     pub(super) const DOORBELL: u64 = 0x14;
     pub(super) const ATTRIBUTES: u64 = 0x18;
-    pub(super) const GPA_LOW: u64 = 0x1c;
-    pub(super) const GPA_HIGH: u64 = 0x20;
 
     /// Arms the engine.
     pub(super) const ARM: u32 = 1;
@@ -56,8 +54,8 @@ pub const DMA_BYTES: u64 = 4;
 /// What came of a DMA, as memory shows it. Whether the IOMMU reported a fault is asked elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// The bytes moved where they were expected to.
-    Moved,
+    /// The bytes moved to or from here, one of the places where they were expected to.
+    Moved(PhysAddr),
     /// The device could do its access, but the bytes are not where they were expected.
     Elsewhere,
     /// The device could not do its access, as far as it can tell.
@@ -98,7 +96,7 @@ impl Engines {
         self.reader.enable(machine, config)
     }
 
-    /// Does what `probe` says. `target` is where its bytes should move to or come from. What a read has
+    /// Does what `probe` says. `targets` are where its bytes may move to or come from. What a read has
     /// moved is asked with [`delivered`](Self::delivered), if no fault was recorded.
     ///
     /// # Errors
@@ -108,34 +106,33 @@ impl Engines {
         machine: &mut Emulator,
         ram: &GuestRam,
         probe: &Probe,
-        target: Option<PhysAddr>,
+        targets: &[PhysAddr],
     ) -> Result<Effect> {
         if probe.write {
-            return self.write(machine, ram, probe.iova, target);
+            return self.write(machine, ram, probe.iova, targets);
         }
-        self.fetch(machine, ram, probe.iova, target.map(|target| (target, probe.token)))?;
+        for (target, token) in targets.iter().zip(tokens(probe)) {
+            put(ram, *target, token)?;
+        }
+        self.transfer(machine, [probe.iova.raw(), edu::BUFFER, edu::FETCH])?;
         Ok(Effect::Nothing)
     }
 
-    /// Writes [`DMA_BYTES`] at `iova`. `target` is where they should land, and is cleared before.
-    ///
-    /// # Errors
-    /// If the emulator is gone.
     fn write(
         &self,
         machine: &mut Emulator,
         ram: &GuestRam,
         iova: Iova,
-        target: Option<PhysAddr>,
+        targets: &[PhysAddr],
     ) -> Result<Effect> {
-        put(ram, target, 0)?;
+        for target in targets {
+            put(ram, *target, 0)?;
+        }
         let bar = u64::from(self.writer.bar0);
         let mut batch = Batch::new();
         for (register, value) in [
             (testdev::IOVA_LOW, low(iova.raw())),
             (testdev::IOVA_HIGH, low(iova.raw() >> 32)),
-            (testdev::GPA_LOW, low(target.map_or(0, PhysAddr::raw))),
-            (testdev::GPA_HIGH, low(target.map_or(0, PhysAddr::raw) >> 32)),
             (testdev::LENGTH, low(DMA_BYTES)),
             (testdev::ATTRIBUTES, testdev::NON_SECURE),
             (testdev::DOORBELL, testdev::ARM),
@@ -143,34 +140,18 @@ impl Engines {
             batch.write32(bar + register, value);
         }
         batch.read32(bar + testdev::TRIGGER).read32(bar + testdev::RESULT);
-        let result = machine.ask(&batch)?;
-        let landed = get(ram, target)? == Some(testdev::PATTERN);
-        Ok(match (result == testdev::WRITE_FAILED, landed) {
-            (true, _) => Effect::Nothing,
-            (false, true) => Effect::Moved,
-            (false, false) => Effect::Elsewhere,
-        })
-    }
-
-    /// Reads [`DMA_BYTES`] at `iova` into the device. `source` is where they should come from, and gets
-    /// a `token` before. Follow it with [`delivered`](Self::delivered).
-    ///
-    /// # Errors
-    /// If the emulator is gone.
-    fn fetch(
-        &self,
-        machine: &mut Emulator,
-        ram: &GuestRam,
-        iova: Iova,
-        source: Option<(PhysAddr, u32)>,
-    ) -> Result<()> {
-        if let Some((source, token)) = source {
-            put(ram, Some(source), token)?;
+        if machine.ask(&batch)? == testdev::WRITE_FAILED {
+            return Ok(Effect::Nothing);
         }
-        self.transfer(machine, [iova.raw(), edu::BUFFER, edu::FETCH])
+        for target in targets {
+            if get(ram, *target)? == testdev::PATTERN {
+                return Ok(Effect::Moved(*target));
+            }
+        }
+        Ok(Effect::Elsewhere)
     }
 
-    /// True if what was last read is `token`: the device writes it to `scratch`, untranslated.
+    /// Where the bytes that `probe` read came from: the device writes them to `scratch`, untranslated.
     ///
     /// # Errors
     /// If the emulator is gone.
@@ -179,12 +160,13 @@ impl Engines {
         machine: &mut Emulator,
         ram: &GuestRam,
         scratch: PhysAddr,
-        token: u32,
+        (probe, targets): (&Probe, &[PhysAddr]),
     ) -> Result<Effect> {
-        put(ram, Some(scratch), !token)?;
+        put(ram, scratch, 0)?;
         self.transfer(machine, [edu::BUFFER, scratch.raw(), edu::DELIVER])?;
-        let same = get(ram, Some(scratch))? == Some(token);
-        Ok(if same { Effect::Moved } else { Effect::Elsewhere })
+        let read = get(ram, scratch)?;
+        let source = targets.iter().zip(tokens(probe)).find(|(_, token)| *token == read);
+        Ok(source.map_or(Effect::Elsewhere, |(target, _)| Effect::Moved(*target)))
     }
 
     fn transfer(&self, machine: &mut Emulator, how: [u64; 3]) -> Result<()> {
@@ -204,16 +186,18 @@ fn low(value: u64) -> u32 {
     u32::try_from(value & 0xffff_ffff).unwrap_or(u32::MAX)
 }
 
-fn put(ram: &GuestRam, at: Option<PhysAddr>, word: u32) -> Result<()> {
-    match at {
-        Some(at) => ram.write(at, &word.to_le_bytes()).ok_or(Error::TableMemory { at }),
-        None => Ok(()),
-    }
+/// What a read finds at each of its targets: odd numbers, none of them what the writer writes.
+fn tokens(probe: &Probe) -> impl Iterator<Item = u32> {
+    let token = probe.token;
+    (0..).map(move |number| token.wrapping_add(2 * number))
 }
 
-fn get(ram: &GuestRam, at: Option<PhysAddr>) -> Result<Option<u32>> {
-    let Some(at) = at else { return Ok(None) };
+fn put(ram: &GuestRam, at: PhysAddr, word: u32) -> Result<()> {
+    ram.write(at, &word.to_le_bytes()).ok_or(Error::TableMemory { at })
+}
+
+fn get(ram: &GuestRam, at: PhysAddr) -> Result<u32> {
     let mut word = [0; 4];
     ram.read(at, &mut word).ok_or(Error::TableMemory { at })?;
-    Ok(Some(u32::from_le_bytes(word)))
+    Ok(u32::from_le_bytes(word))
 }

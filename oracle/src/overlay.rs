@@ -13,6 +13,7 @@ use crate::memory::GuestRam;
 pub struct Overlay<'r> {
     ram: &'r GuestRam,
     patches: BTreeMap<PhysAddr, u64>,
+    repeat: Option<Repeat>,
     writes: RefCell<BTreeMap<PhysAddr, u64>>,
 }
 
@@ -20,7 +21,8 @@ impl<'r> Overlay<'r> {
     /// `ram`, unchanged so far.
     #[must_use]
     pub const fn new(ram: &'r GuestRam) -> Self {
-        Self { ram, patches: BTreeMap::new(), writes: RefCell::new(BTreeMap::new()) }
+        let writes = RefCell::new(BTreeMap::new());
+        Self { ram, patches: BTreeMap::new(), repeat: None, writes }
     }
 
     /// The same as if `word` had been at `at` all the time.
@@ -30,10 +32,17 @@ impl<'r> Overlay<'r> {
         self
     }
 
+    /// The same as if the first `once` bytes from `start` on filled the first `all`, again and again.
+    #[must_use]
+    pub const fn repeating(mut self, start: PhysAddr, once: u64, all: u64) -> Self {
+        self.repeat = Some(Repeat { start: start.raw(), once, all });
+        self
+    }
+
     /// The same before anything was written.
     #[must_use]
     pub fn fresh(&self) -> Self {
-        Self { patches: self.patches.clone(), ..Self::new(self.ram) }
+        Self { patches: self.patches.clone(), repeat: self.repeat, ..Self::new(self.ram) }
     }
 
     /// The words written so far, and what they are now.
@@ -49,8 +58,26 @@ impl<'r> Overlay<'r> {
     }
 }
 
+/// A range whose first part is seen everywhere in it.
+#[derive(Debug, Clone, Copy)]
+struct Repeat {
+    start: u64,
+    once: u64,
+    all: u64,
+}
+
+impl Repeat {
+    fn place(self, at: PhysAddr) -> PhysAddr {
+        match at.raw().checked_sub(self.start) {
+            Some(inside) if inside < self.all => PhysAddr::new(self.start + inside % self.once),
+            _ => at,
+        }
+    }
+}
+
 impl TableMemory for Overlay<'_> {
     fn load(&self, at: PhysAddr) -> Option<u64> {
+        let at = self.repeat.map_or(at, |repeat| repeat.place(at));
         let written = self.writes.borrow().get(&at).copied();
         written.or_else(|| self.patches.get(&at).copied()).or_else(|| self.ram.load(at))
     }

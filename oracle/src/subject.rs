@@ -72,9 +72,12 @@ pub struct Excepted<R> {
 impl<R> Verdict<R> {
     /// Where the bytes may be found afterwards.
     #[must_use]
-    pub fn target(&self) -> Option<PhysAddr> {
-        let excepted = self.excepted.as_ref().and_then(|excepted| excepted.end.as_ref().ok());
-        self.end.as_ref().ok().or(excepted).copied()
+    pub fn targets(&self) -> Vec<PhysAddr> {
+        let excepted = self.excepted.as_ref().map(|excepted| &excepted.end);
+        let ends = [Some(&self.end), excepted].into_iter().flatten();
+        let mut targets: Vec<_> = ends.filter_map(|end| end.as_ref().ok()).copied().collect();
+        targets.dedup();
+        targets
     }
 }
 
@@ -170,7 +173,7 @@ pub fn judge<S: Subject + ?Sized>(
     left: impl Fn(&Marks) -> bool,
 ) -> Judgement {
     let same = |end: &End<S::Reason>| match end {
-        Ok(_) => observed.effect == Effect::Moved && observed.fault.is_none(),
+        Ok(at) => observed.effect == Effect::Moved(*at) && observed.fault.is_none(),
         Err(reason) => {
             let told = observed.fault == subject.record(probe, *reason);
             let untold = verdict.silent && observed.fault.is_none();

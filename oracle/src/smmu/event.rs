@@ -57,8 +57,8 @@ pub struct Record {
     pub event: u8,
     /// Whose request it was.
     pub stream: u32,
-    /// For events of walks: the walk, the request's address, and whether it read.
-    pub walk: Option<(Walk, u64, bool)>,
+    /// For events of walks: the walk, the request's address, and whether it read, where that is told.
+    pub walk: Option<(Walk, u64, Option<bool>)>,
 }
 
 impl Reason {
@@ -114,7 +114,8 @@ impl Record {
             class: class.filter(|_| told),
             ipa: (stage2 && told).then_some(address & IPA),
         };
-        let walk = about_walk.then_some((walk, input, word1 & READ != 0));
+        let read = (walk.class == Some(Class::Input)).then_some(word1 & READ != 0);
+        let walk = about_walk.then_some((walk, input, read));
         Self { event, stream, walk }
     }
 }

@@ -20,14 +20,14 @@ use crate::dma::{Effect, Engines};
 use crate::emulator::{Emulator, Program};
 use crate::error::{Error, Result};
 use crate::memory::{GuestRam, Window};
-use crate::overlay::Overlay;
 use crate::pci::Config;
 use crate::random::Random;
-use crate::subject::{Observed, Probe, Subject, Verdict, Words};
+use crate::subject::{Excepted, Marks, Observed, Probe, Subject, Verdict, Words};
 
 /// `virt`'s memory.
 const WINDOWS: [Window; 1] = [Window { start: 1 << 30, bytes: 6 << 30, offset: 0 }];
-/// `virt`'s devices: below memory, and from here on.
+/// `virt`'s devices and flash memory: below its memory, and here.
+const DEVICES_END: u64 = 1 << 30;
 const DEVICES: std::ops::Range<u64> = 0x40_0000_0000..0x100_0000_0000;
 /// `virt`'s configuration space.
 const CONFIG: Config = Config::Memory(0x40_1000_0000);
@@ -71,20 +71,21 @@ impl Smmu {
     }
 
     /// What a read without an event has read.
-    fn delivered(&mut self, probe: &Probe) -> Result<Effect> {
+    fn delivered(&mut self, probe: &Probe, targets: &[PhysAddr]) -> Result<Effect> {
         let (machine, ram) = (&mut self.machine, self.tables.ram());
         self.registers.translate(machine, false)?;
-        let effect = self.engines.delivered(machine, ram, SCRATCH, probe.token)?;
+        let effect = self.engines.delivered(machine, ram, SCRATCH, (probe, targets))?;
         self.registers.translate(machine, true)?;
         Ok(effect)
     }
 
-    /// True if a word on the way may lead to a device, whose memory is not ours to read.
+    /// True if a lookup or walk may follow an address to a device, whose memory is not ours to read.
     fn meets_devices(&self, probe: &Probe) -> bool {
-        let Words { structures, entries } = self.words(probe);
-        structures.iter().chain(&entries).any(|at| {
-            let address = self.load(*at) & 0xffff_ffff_f000;
-            DEVICES.contains(&address)
+        let (ram, root) = (self.tables.ram(), self.tables.root());
+        let followed = route::followed(ram, &root, self.stream(probe), probe.iova);
+        followed.iter().any(|at| {
+            let address = at & 0xffff_ffff_ffff;
+            address < DEVICES_END || DEVICES.contains(&address)
         })
     }
 }
@@ -130,31 +131,41 @@ impl Subject for Smmu {
 
     fn expect(&self, probe: &Probe) -> Verdict<Reason> {
         let (ram, root) = (self.tables.ram(), self.tables.root());
-        let memory = Overlay::new(ram);
-        let end = route::end(&memory, &root, self.stream(probe), probe);
+        let request = (self.stream(probe), probe);
+        // Arm's walks leave no marks here
+        let marks = Marks::new();
+        let end = route::end(ram, &root, request, false);
         let silent = route::is_silent(ram, &root, self.stream(probe));
-        Verdict { end, marks: memory.into_writes(), silent, excepted: None }
+        let excepted = exceptions::predict(ram, &root, request, end);
+        let excepted =
+            excepted.map(|(exception, end)| Excepted { exception, end, marks: Marks::new() });
+        Verdict { end, marks, silent, excepted }
     }
 
     fn can_observe(&self, probe: &Probe, verdict: &Verdict<Reason>) -> bool {
-        let lands = verdict.target().is_none_or(|at| LANDING.contains(at));
-        let survives = !route::ends_qemu(self.tables.ram(), &self.tables.root(), self.stream(probe));
+        let lands = verdict.targets().iter().all(|at| LANDING.contains(*at));
+        let survives =
+            !route::ends_qemu(self.tables.ram(), &self.tables.root(), self.stream(probe));
         lands && survives && !self.meets_devices(probe)
     }
 
     fn observe(&mut self, probe: &Probe, verdict: &Verdict<Reason>) -> Result<Observed<Record>> {
         let (machine, ram) = (&mut self.machine, self.tables.ram());
         self.registers.invalidate(machine, ram)?;
-        let mut effect = self.engines.access(machine, ram, probe, verdict.target())?;
+        let mut effect = self.engines.access(machine, ram, probe, &verdict.targets())?;
         let fault = self.registers.take_event(machine, ram)?;
         if !probe.write && fault.is_none() {
-            effect = self.delivered(probe)?;
+            effect = self.delivered(probe, &verdict.targets())?;
         }
         Ok(Observed { effect, fault })
     }
 
     fn record(&self, probe: &Probe, reason: Reason) -> Option<Record> {
-        let walk = reason.walk.map(|walk| (walk, probe.iova.raw(), !probe.write));
+        let walk = reason.walk.map(|walk| {
+            // whether the request reads is told where its own address is at fault
+            let read = matches!(walk.class, Some(Class::Input)).then_some(!probe.write);
+            (walk, probe.iova.raw(), read)
+        });
         Some(Record { event: reason.event?, stream: self.stream(probe), walk })
     }
 }

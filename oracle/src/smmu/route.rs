@@ -1,6 +1,6 @@
 //! What our lookups and walks say about a request.
 
-use viommu_pasid::smmuv3::{self, Stage2, StreamConfig, StreamEntry, StreamRoot};
+use viommu_pasid::smmuv3::{self, LookupFaultKind, Stage2, StreamConfig, StreamEntry, StreamRoot};
 use viommu_pasid::{FirstTable, Memories, Route, SecondTable};
 use viommu_pgtable::{
     Access, Behind, Fault, Format, Iova, PhysAddr, Stage, TableMemory, walk, walk_nested,
@@ -19,22 +19,34 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_ffff;
 const STAGE2_RECORDS: u64 = 1 << 58;
 const STAGE2_AA64: u64 = 1 << 51;
 const STAGE1_RECORDS: u64 = 1 << 45;
+/// What stage 1's tables in nested modes are seen as.
+const NESTED_INPUTS: std::ops::Range<u64> = 0x2000_0000..0x8000_0000;
+/// STE word 0: S1CDMax.
+const S1CDMAX_SHIFT: u32 = 59;
+/// F_ADDR_SIZE.
+const ADDRESS_SIZE: u8 = 0x11;
 /// F_TRANSLATION.
 const NO_TRANSLATION: u8 = 0x10;
 /// C_BAD_STE.
 const BAD_ENTRY: u8 = 0x04;
 
-/// Where our code leads a request of `stream`, in `memory`.
+/// Where our code leads a request of `stream`, in `memory`. Requests of PCI functions without a PASID are
+/// not privileged; `privileged` says what if they were.
 pub(super) fn end<M: TableMemory>(
     memory: &M,
     root: &StreamRoot,
-    stream: u32,
-    probe: &Probe,
+    (stream, probe): (u32, &Probe),
+    privileged: bool,
 ) -> End<Reason> {
     let access = if probe.write { Access::WRITE } else { Access::READ };
+    let first_access = if privileged { access | Access::PRIVILEGED } else { access };
     let ended = |fault: &Fault| Reason::from_walk(fault, Class::Input);
     match route(memory, root, stream)? {
         Route::PassThrough => Ok(PhysAddr::new(probe.iova.raw())),
+        // stage 1, although bypassed, limits the address (IHI 0070, 3.4)
+        Route::Second(_) if probe.iova.raw() >> SYSTEM_BITS != 0 => {
+            Err(Reason::walk(ADDRESS_SIZE, Stage::First, Class::Input, 0))
+        }
         Route::Second(SecondTable::Arm(second)) => {
             walk(second.format(), memory, second.root(), probe.iova, access)
                 .map(|translation| translation.oa)
@@ -43,7 +55,7 @@ pub(super) fn end<M: TableMemory>(
         Route::First { table: FirstTable::Arm(descriptor), .. } => {
             let none = Reason::walk(NO_TRANSLATION, Stage::First, Class::Input, 0);
             let (table, iova) = descriptor.table_for(probe.iova).ok_or(none)?;
-            walk(table.format(), memory, table.root(), iova, access)
+            walk(table.format(), memory, table.root(), iova, first_access)
                 .map(|translation| translation.oa)
                 .map_err(|fault| ended(&fault))
         }
@@ -51,7 +63,7 @@ pub(super) fn end<M: TableMemory>(
             let none = Reason::walk(NO_TRANSLATION, Stage::First, Class::Input, 0);
             let (table, iova) = descriptor.table_for(probe.iova).ok_or(none)?;
             let behind = Behind::new(*second.format(), memory, second.root(), memory);
-            walk_nested(table.format(), table.root(), &behind, iova, access)
+            walk_nested(table.format(), table.root(), &behind, iova, first_access)
                 .map(|translation| translation.oa)
                 .map_err(|fault| ended(&fault))
         }
@@ -84,6 +96,23 @@ pub(super) fn path<M: TableMemory>(
             nested_path(memory, &second, (table.format(), table.root()), iova)
         }
         _ => Vec::new(),
+    }
+}
+
+/// The entries of stage 1 that lead to `iova`, as far as they lead, by the addresses that stage 1 knows.
+pub(super) fn first_path<M: TableMemory>(memory: &M, route: &Route, iova: Iova) -> Vec<Step> {
+    let (Route::First { table: FirstTable::Arm(descriptor), .. }
+    | Route::Nested { first: FirstTable::Arm(descriptor), .. }) = route
+    else {
+        return Vec::new();
+    };
+    let Some((table, iova)) = descriptor.table_for(iova) else { return Vec::new() };
+    match route {
+        Route::Nested { second: SecondTable::Arm(second), .. } => {
+            let behind = Behind::new(*second.format(), memory, second.root(), memory);
+            tables::path(table.format(), &behind, table.root(), iova)
+        }
+        _ => tables::path(table.format(), memory, table.root(), iova),
     }
 }
 
@@ -120,8 +149,13 @@ pub(super) fn route<M: TableMemory>(
 ) -> std::result::Result<Route, Reason> {
     // everything is in one memory: stage 1's structures are found as a guest's would be
     let spaces = Memories::new(memory, memory, PhysAddr::new(u64::MAX));
-    let route = smmuv3::lookup(&spaces, root, stream, None)
-        .map_err(|fault| Reason::from_lookup(&fault.kind))?;
+    let found = smmuv3::lookup(&spaces, root, stream, None);
+    let unknown = [LookupFaultKind::UnknownStream, LookupFaultKind::EntryFetch];
+    let has_entry = !found.as_ref().is_err_and(|fault| unknown.contains(&fault.kind));
+    if has_entry && wants_substreams(memory, root, stream) {
+        return Err(Reason::plain(Some(BAD_ENTRY)));
+    }
+    let route = found.map_err(|fault| Reason::from_lookup(&fault.kind))?;
     let second = match &route {
         Route::Second(SecondTable::Arm(second))
         | Route::Nested { second: SecondTable::Arm(second), .. } => Some(second),
@@ -133,6 +167,13 @@ pub(super) fn route<M: TableMemory>(
     Ok(route)
 }
 
+/// True if the stream table entry wants substreams, which the emulated SMMU does not have (IDR1.SSIDSIZE
+/// is 0).
+fn wants_substreams<M: TableMemory>(memory: &M, root: &StreamRoot, stream: u32) -> bool {
+    let entry = entry_at(memory, root, stream).and_then(|at| memory.load(at));
+    entry.is_some_and(|word| word & 0b1011 == 0b1011 && word >> S1CDMAX_SHIFT != 0)
+}
+
 /// Where the structures of `stream` lie, by the machine's addresses and as far as they lead: the pointer to
 /// the stream table entry, the words of the entry, and those of the context descriptor.
 pub(super) fn structures<M: TableMemory>(
@@ -140,7 +181,7 @@ pub(super) fn structures<M: TableMemory>(
     root: &StreamRoot,
     stream: u32,
 ) -> Vec<PhysAddr> {
-    let pointer = PhysAddr::new(root.base().raw() + u64::from(stream >> LEAF_LG2) * 8);
+    let pointer = pointer_at(root, stream);
     let mut words = vec![pointer];
     let Some(entry) = entry_at(memory, root, stream) else { return words };
     words.extend((0..4).map(|index| offset(entry, index * 8)));
@@ -153,24 +194,68 @@ pub(super) fn structures<M: TableMemory>(
 /// True if a structure of `stream` says that faults of walks are not recorded.
 pub(super) fn is_silent<M: TableMemory>(memory: &M, root: &StreamRoot, stream: u32) -> bool {
     let Some(entry) = entry_at(memory, root, stream) else { return false };
+    let config = (memory.load(entry).unwrap_or(0) >> 1) & 7;
     let second = memory.load(offset(entry, 16)).unwrap_or(0);
     let descriptor = descriptor_at(memory, entry).and_then(|at| memory.load(at));
-    second & STAGE2_RECORDS == 0 || descriptor.is_some_and(|word| word & STAGE1_RECORDS == 0)
+    (config & 0b110 == 0b110 && second & STAGE2_RECORDS == 0)
+        || descriptor.is_some_and(|word| word & STAGE1_RECORDS == 0)
 }
 
-/// True if the stream table entry asks for a stage 2 of 32 bits (S2AA64 clear): an illegal entry (IHI
-/// 0070, 5.2.2), on which QEMU does not report an event but ends itself.
+/// The machine's addresses that a lookup and walk for `iova` follow.
+pub(super) fn followed<M: TableMemory>(
+    memory: &M,
+    root: &StreamRoot,
+    stream: u32,
+    iova: Iova,
+) -> Vec<u64> {
+    let mut pointers = vec![memory.load(pointer_at(root, stream)).unwrap_or(0) & !0x1f];
+    let Some(entry) = entry_at(memory, root, stream) else { return pointers };
+    let word = |index: u64| memory.load(offset(entry, index * 8)).unwrap_or(0);
+    let config = (word(0) >> 1) & 7;
+    if config == 0b101 {
+        pointers.push(word(0) & ADDRESS & !0x3f);
+        let descriptor = descriptor_at(memory, entry);
+        let word = |index: u64| descriptor.and_then(|at| memory.load(offset(at, index * 8)));
+        let disabled = word(0).unwrap_or(0);
+        for (index, bit) in [(1, 14), (2, 30)] {
+            pointers.extend(word(index).filter(|_| disabled & 1 << bit == 0));
+        }
+    }
+    if matches!(config, 0b110 | 0b111) {
+        pointers.push(word(3) & ADDRESS & !0xf);
+    }
+    let steps = path(memory, root, stream, iova);
+    let tables = steps.iter().filter(|step| step.level > 0 && step.raw & 3 == 3);
+    let nested = |address: &u64| config != 0b111 || !(NESTED_INPUTS).contains(address);
+    pointers.extend(tables.map(|step| step.raw & ADDRESS & !0xfff).filter(nested));
+    pointers
+}
+
+/// True if the stream table entry asks for a stage 2 of 32 bits (S2AA64 clear; IHI 0070, 5.2.2), or the
+/// context descriptor for an output of a reserved size (IPS 7; 5.4): QEMU does not report an event but ends
+/// itself.
 pub(super) fn ends_qemu<M: TableMemory>(memory: &M, root: &StreamRoot, stream: u32) -> bool {
     let Some(entry) = entry_at(memory, root, stream) else { return false };
     let word = |index: u64| memory.load(offset(entry, index * 8)).unwrap_or(0);
     let has_stage2 = matches!((word(0) >> 1) & 7, 0b110 | 0b111);
-    word(0) & 1 != 0 && has_stage2 && word(2) & STAGE2_AA64 == 0
+    let descriptor = descriptor_at(memory, entry).and_then(|at| memory.load(at)).unwrap_or(0);
+    let narrow = has_stage2 && word(2) & STAGE2_AA64 == 0;
+    word(0) & 1 != 0 && (narrow || descriptor >> 32 & 7 == 7)
+}
+
+/// Where the pointer to the leaf of `stream` is.
+pub(super) fn pointer_at(root: &StreamRoot, stream: u32) -> PhysAddr {
+    PhysAddr::new(root.base().raw() + u64::from(stream >> LEAF_LG2) * 8)
+}
+
+/// The number of `stream` in its leaf.
+pub(super) fn leaf_index(stream: u32) -> u64 {
+    u64::from(stream & ((1 << LEAF_LG2) - 1))
 }
 
 fn entry_at<M: TableMemory>(memory: &M, root: &StreamRoot, stream: u32) -> Option<PhysAddr> {
-    let pointer = PhysAddr::new(root.base().raw() + u64::from(stream >> LEAF_LG2) * 8);
-    let leaf = memory.load(pointer)? & ADDRESS & !0xfff;
-    Some(PhysAddr::new(leaf | u64::from(stream & ((1 << LEAF_LG2) - 1)) * 64))
+    let leaf = memory.load(pointer_at(root, stream))? & ADDRESS & !0xfff;
+    Some(PhysAddr::new(leaf | leaf_index(stream) * 64))
 }
 
 fn descriptor_at<M: TableMemory>(memory: &M, entry: PhysAddr) -> Option<PhysAddr> {
@@ -190,6 +275,6 @@ fn descriptor_at<M: TableMemory>(memory: &M, entry: PhysAddr) -> Option<PhysAddr
     }
 }
 
-const fn offset(at: PhysAddr, bytes: u64) -> PhysAddr {
+pub(super) const fn offset(at: PhysAddr, bytes: u64) -> PhysAddr {
     PhysAddr::new(at.raw().wrapping_add(bytes))
 }

@@ -7,7 +7,8 @@ use viommu_pasid::smmuv3::{
     StreamConfig, StreamEntry, StreamRoot, StreamTable, Untagged,
 };
 use viommu_pgtable::{
-    Access, ArmStage1, ArmStage2, Granule, Iova, IovaRange, Mapping, PhysAddr, Table, TableStore,
+    Access, ArmStage1, ArmStage2, Format, Granule, Iova, IovaRange, Mapping, PhysAddr, Table,
+    TableStore,
 };
 
 use super::mode::{Mode, SYSTEM_BITS};
@@ -184,13 +185,25 @@ fn second_format(
     input_bits: Option<u8>,
     random: &mut Random,
 ) -> Result<(u8, ArmStage2)> {
+    // QEMU uses the first of concatenated tables only, which would leave little to compare
+    let concatenated = random.once_in(8);
     let formats: Vec<_> = SECOND_WIDTHS
         .into_iter()
         .filter(|bits| input_bits.is_none_or(|wanted| wanted == *bits))
         .flat_map(|bits| (1..=4).map(move |levels| (bits, levels)))
         .filter_map(|(bits, levels)| {
-            ArmStage2::new(granule, levels, bits, SYSTEM_BITS).ok().map(|format| (bits, format))
+            let format = ArmStage2::new(granule, levels, bits, SYSTEM_BITS).ok()?;
+            // not every start level can be said
+            let said = ArmStage2::from_vtcr(format.vtcr(), SYSTEM_BITS) == Ok(format);
+            said.then_some((bits, format))
         })
         .collect();
-    random.pick(&formats).ok_or_else(|| Error::build("no stage 2 format"))
+    let several = |format: &ArmStage2| {
+        let geometry = format.geometry();
+        geometry.root_bytes_lg2() > geometry.granule_lg2
+    };
+    let wanted: Vec<_> =
+        formats.iter().filter(|(_, format)| several(format) == concatenated).copied().collect();
+    let chosen = random.pick(&wanted).or_else(|| random.pick(&formats));
+    chosen.ok_or_else(|| Error::build("no stage 2 format"))
 }

@@ -79,10 +79,10 @@ impl Vtd {
     }
 
     /// What a read without a fault has read.
-    fn delivered(&mut self, probe: &Probe) -> Result<Effect> {
+    fn delivered(&mut self, probe: &Probe, targets: &[PhysAddr]) -> Result<Effect> {
         let (machine, ram) = (&mut self.machine, self.region.ram());
         self.registers.translate(machine, false)?;
-        let effect = self.engines.delivered(machine, ram, SCRATCH, probe.token)?;
+        let effect = self.engines.delivered(machine, ram, SCRATCH, (probe, targets))?;
         self.registers.translate(machine, true)?;
         Ok(effect)
     }
@@ -125,17 +125,17 @@ impl Subject for Vtd {
     }
 
     fn can_observe(&self, probe: &Probe, verdict: &Verdict<u8>) -> bool {
-        let lands = verdict.target().is_none_or(|at| LANDING.contains(at));
+        let lands = verdict.targets().iter().all(|at| LANDING.contains(*at));
         lands && !INTERRUPTS.contains(&probe.iova.raw())
     }
 
     fn observe(&mut self, probe: &Probe, verdict: &Verdict<u8>) -> Result<Observed<Record>> {
         let (machine, ram) = (&mut self.machine, self.region.ram());
         self.registers.invalidate(machine, ram)?;
-        let mut effect = self.engines.access(machine, ram, probe, verdict.target())?;
+        let mut effect = self.engines.access(machine, ram, probe, &verdict.targets())?;
         let fault = self.registers.take_fault(machine)?;
         if !probe.write && fault.is_none() {
-            effect = self.delivered(probe)?;
+            effect = self.delivered(probe, &verdict.targets())?;
         }
         Ok(Observed { effect, fault })
     }
