@@ -32,6 +32,8 @@ pub struct Iommu {
     pub(super) output_last: PhysAddr,
     pub(super) bypass: bool,
     pub(super) phase: Phase,
+    /// Requests that the host refused for other reasons than room.
+    refusals: u64,
 }
 
 /// A host that cannot serve the settings, or did not accept the endpoints.
@@ -84,6 +86,7 @@ impl Iommu {
             domains: BTreeMap::new(),
             output_last: PhysAddr::new(u64::MAX),
             phase: Phase::Made,
+            refusals: 0,
         })
     }
 
@@ -122,7 +125,7 @@ impl Iommu {
         }
         match self.act(host, &plan) {
             Ok(()) => Status::OK.into(),
-            Err(error) => refused(request, &error).into(),
+            Err(error) => self.refused(request, &error).into(),
         }
     }
 
@@ -175,6 +178,21 @@ impl Iommu {
         if self.bypass { Target::Identity } else { Target::Blocked }
     }
 
+    /// The status of what the host refused. A guest may bring a host to refuse without end: the log
+    /// gets a line for the first time, the second, the fourth and so on.
+    fn refused(&mut self, request: &Request, error: &HostError) -> Status {
+        let status = status_of(error);
+        if status == Status::NOMEM {
+            log::debug!("{request:?}: {error}");
+            return status;
+        }
+        self.refusals = self.refusals.saturating_add(1);
+        if self.refusals.is_power_of_two() {
+            log::warn!("the host refused {request:?} (refusal {}): {error}", self.refusals);
+        }
+        status
+    }
+
     fn properties(&self, endpoint: EndpointId) -> Reply<'_> {
         match self.endpoints.get(&endpoint) {
             Some(state) => Reply::properties(&state.reserved),
@@ -196,17 +214,6 @@ impl Iommu {
         }
         Ok(())
     }
-}
-
-/// The status of what the host refused, and one line in the log if that is no limit of ours.
-fn refused(request: &Request, error: &HostError) -> Status {
-    let status = status_of(error);
-    if status == Status::NOMEM {
-        log::debug!("{request:?}: {error}");
-    } else {
-        log::warn!("the host refused {request:?}: {error}");
-    }
-    status
 }
 
 /// The one place where a host's refusal becomes a status.
