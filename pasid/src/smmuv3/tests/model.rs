@@ -256,3 +256,16 @@ fn missing_memory_is_a_fetch_fault_of_the_structure() {
         LookupFault { kind: LookupFaultKind::ContextFetch, entry_at: PhysAddr::new(TABLE_BASE) };
     assert_eq!(fault, expected);
 }
+
+#[test]
+fn a_leaf_of_descriptors_beyond_the_output_is_no_substream() {
+    let at = PhysAddr::new(TABLE_BASE + CONTEXTS);
+    let first = Stage1::new(at, ContextLayout::Leaves4K, 6, Untagged::Context0).unwrap();
+    let entry = StreamEntry { vmid: 0, config: StreamConfig::Stage1(first) };
+    let mut world = World::default();
+    world.tables.write(STREAMS, &entry.pack());
+    world.tables.write(at.raw(), &[1 << 48 | 1]);
+    let root = StreamRoot::new(PhysAddr::new(STREAMS), 16, StreamLayout::Linear).unwrap();
+    let fault = lookup(&world, &root, 0, Pasid::new(1)).unwrap_err();
+    assert_eq!(fault, LookupFault { kind: LookupFaultKind::BadSubstream, entry_at: at });
+}
