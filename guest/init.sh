@@ -5,7 +5,7 @@
 # host, a line each:
 #   check NAME: ok WHAT      check NAME: FAIL WHY      fact NAME: VALUE
 #   ready NAME               then the guest waits for one line from the host
-#   end                      the scenario is over
+# The last line is "ready end".
 
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -109,5 +109,5 @@ load
 dmesg >/tmp/dmesg
 echo "the guest's own log:"
 cat /tmp/dmesg
-say end
+ready end
 power_off

@@ -1,6 +1,5 @@
 //! The demo: a stock guest runs its disk behind our IOMMU, and a DMA that it did not map is blocked.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -8,9 +7,10 @@ use std::time::{Duration, Instant};
 use crate::command;
 use crate::error::{Error, Result};
 use crate::setup::build;
-use crate::suite::compare;
-use crate::suite::stage::{BARE, Set, Stage};
+use crate::setup::guest_kernel::{NEWEST, Row};
+use crate::suite::stage::{BARE, Place, Set, Stage};
 use crate::suite::tools::{Sources, Tools};
+use crate::suite::{compare, fresh};
 use crate::ui::{Step, seconds};
 
 const NAME: &str = "demo";
@@ -29,12 +29,9 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// # Errors
 /// Something is missing, or the guest did not see what it should.
 pub(crate) fn run(sources: &Sources) -> Result<()> {
-    let tools = Tools::prepare(sources, &[(NAME, SCRIPT)])?;
+    let tools = Tools::prepare(sources, &[Row::named(NEWEST)?], &[(NAME, SCRIPT)])?;
     let dir = build::target().join("guest").join(NAME);
-    if dir.exists() {
-        fs::remove_dir_all(&dir).map_err(Error::file("empty", &dir))?;
-    }
-    fs::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
+    fresh(&dir)?;
     let began = Instant::now();
     let shown = show(&tools, &dir);
     let logs = dir.display();
@@ -47,7 +44,8 @@ pub(crate) fn run(sources: &Sources) -> Result<()> {
 
 fn show(tools: &Tools, dir: &Path) -> Result<()> {
     let step = Step::begin("a guest with a disk and a DMA engine behind the IOMMU");
-    let mut stage = Stage::open(NAME, &SET, tools, dir, LIMIT)?;
+    let place = Place { tools, kit: tools.guest(NEWEST)?, dir };
+    let mut stage = Stage::open(NAME, &SET, &place, LIMIT)?;
     let image = stage.image();
     let before = sha256(&image)?;
     stage.close()?;

@@ -19,6 +19,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use error::Result;
+use setup::guest_kernel::{ROWS, Row};
+use suite::Selection;
 use suite::tools::Sources;
 
 /// Runs what belongs to the project.
@@ -47,7 +49,13 @@ enum Order {
     Guest {
         /// The scenario; all if there is none
         scenario: Option<String>,
-        /// Shows which scenarios there are
+        /// The guest to run in; else the first of each scenario
+        #[arg(long, value_name = "GUEST")]
+        guest: Option<String>,
+        /// Runs each scenario in each of its guests
+        #[arg(long, conflicts_with = "guest")]
+        full: bool,
+        /// Shows which scenarios and guests there are
         #[arg(long)]
         list: bool,
     },
@@ -69,15 +77,19 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<bool> {
     let sources = &arguments.sources;
     match &arguments.order {
-        Order::SetUp => suite::tools::fetch(sources).map(|_| true),
+        Order::SetUp => {
+            let rows: Vec<&Row> = ROWS.iter().collect();
+            suite::tools::fetch(sources, &rows).map(|_| true)
+        }
         Order::Demo => demo::run(sources).map(|()| true),
-        Order::Test { full: _ } => test::run(sources),
+        Order::Test { full } => test::run(*full, sources),
         Order::Guest { list: true, .. } => {
             suite::list();
             Ok(true)
         }
-        Order::Guest { scenario, list: false } => {
-            let reports = suite::run(scenario.as_deref(), sources)?;
+        Order::Guest { scenario, guest, full, list: false } => {
+            let (scenario, guest) = (scenario.clone(), guest.clone());
+            let reports = suite::run(&Selection { scenario, guest, full: *full }, sources)?;
             Ok(reports.iter().all(|report| report.outcome.passed()))
         }
     }

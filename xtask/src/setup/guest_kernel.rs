@@ -37,20 +37,51 @@ pub(crate) struct Row {
 }
 
 /// The kernels, the default first.
-pub(crate) const ROWS: &[Row] = &[Row {
-    name: "backports",
-    architecture: Architecture::Amd64,
-    bundle: Bundle {
-        name: "guest-backports",
-        lead: "linux-image-",
-        archive: Archive {
-            suites: &["trixie", "trixie-backports"],
-            prefer: Some("trixie-backports"),
-            architecture: "amd64",
+pub(crate) const ROWS: &[Row] = &[
+    Row {
+        name: NEWEST,
+        architecture: Architecture::Amd64,
+        bundle: Bundle {
+            name: "guest-newest",
+            archive: Archive {
+                suites: &["trixie", "trixie-backports"],
+                prefer: Some("trixie-backports"),
+                architecture: "amd64",
+            },
+            ..AMD64
         },
-        contents: Contents::Kernel { meta: "linux-image-cloud-amd64", with: &["busybox-static"] },
     },
-}];
+    Row {
+        name: "6.12",
+        architecture: Architecture::Amd64,
+        bundle: Bundle { name: "guest-6.12", ..AMD64 },
+    },
+];
+
+/// The name of the default: the newest kernel in Debian's backports.
+pub(crate) const NEWEST: &str = "newest";
+
+/// Debian stable's kernel for virtual machines.
+const AMD64: Bundle = Bundle {
+    name: "",
+    lead: "linux-image-",
+    archive: Archive { suites: &["trixie"], prefer: None, architecture: "amd64" },
+    contents: Contents::Kernel { meta: "linux-image-cloud-amd64", with: &["busybox-static"] },
+};
+
+impl Row {
+    /// The row of that name.
+    ///
+    /// # Errors
+    /// There is none; the error names those there are.
+    pub(crate) fn named(name: &str) -> Result<&'static Self> {
+        ROWS.iter().find(|row| row.name == name).ok_or_else(|| Error::Unknown {
+            kind: "guest",
+            name: name.to_owned(),
+            known: ROWS.iter().map(|row| row.name).collect::<Vec<_>>().join(", "),
+        })
+    }
+}
 
 /// A kernel on this machine, ready to be booted.
 #[derive(Debug)]

@@ -7,12 +7,13 @@ mod scenarios;
 pub(crate) mod stage;
 pub(crate) mod tools;
 
-pub(crate) use run::{list, run};
+pub(crate) use run::{Selection, fresh, list, run};
 pub(crate) use scenarios::SCENARIOS;
 
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::setup::guest_kernel::NEWEST;
 use stage::{Set, Stage};
 
 /// One boot and what it is to show.
@@ -24,6 +25,8 @@ pub(crate) struct Scenario {
     pub(crate) about: &'static str,
     /// The guest's half.
     pub(crate) script: &'static str,
+    /// The guests that it runs in; the first when each scenario runs once.
+    pub(crate) guests: &'static [&'static str],
     /// What stands around the guest.
     pub(crate) set: Set,
     /// How long it may take; a device that hangs is silent, so every run has an end.
@@ -31,3 +34,9 @@ pub(crate) struct Scenario {
     /// The host's half; what it returns is shown beside the verdict.
     pub(crate) play: fn(&mut Stage) -> Result<String>,
 }
+
+/// The guests of a scenario that runs in all, and once in the newest.
+const NEWEST_FIRST: &[&str] = &[NEWEST, "6.12"];
+
+/// The guests of a scenario that runs in all, and once in an older one.
+const OLDER_FIRST: &[&str] = &["6.12", NEWEST];

@@ -4,12 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::stage::Stage;
+use super::stage::{Place, Stage};
 use super::tools::{Sources, Tools};
 use super::{SCENARIOS, Scenario};
 use crate::command;
 use crate::error::{Error, Result};
 use crate::setup::build;
+use crate::setup::guest_kernel::Row;
 use crate::ui::{Step, seconds, table};
 
 /// Lines of each log that are shown when a scenario fails.
@@ -44,43 +45,90 @@ impl Outcome {
     }
 }
 
-/// Prints the scenarios.
-pub(crate) fn list() {
-    let rows: Vec<[String; 2]> = SCENARIOS
-        .iter()
-        .map(|scenario| [scenario.name.to_owned(), scenario.about.to_owned()])
-        .collect();
-    table(["scenario", "shows"], &rows);
+/// Which scenarios are to run, in which guests.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Selection {
+    /// Only this one.
+    pub(crate) scenario: Option<String>,
+    /// In this guest only.
+    pub(crate) guest: Option<String>,
+    /// In all guests; else in the first of each scenario.
+    pub(crate) full: bool,
 }
 
-/// Runs the scenario named, or all; prints a line for each and a table at the end.
+/// One scenario in one guest.
+type Boot = (&'static Scenario, &'static Row);
+
+impl Selection {
+    /// The boots that it stands for.
+    ///
+    /// # Errors
+    /// There is no such scenario or guest.
+    fn boots(&self) -> Result<Vec<Boot>> {
+        let wanted = |scenario: &&Scenario| {
+            self.scenario.as_deref().is_none_or(|name| name == scenario.name)
+        };
+        let mut boots = Vec::new();
+        for scenario in SCENARIOS.iter().filter(wanted) {
+            let guests: Vec<&str> = match (&self.guest, self.full) {
+                (Some(guest), _) => vec![guest.as_str()],
+                (None, true) => scenario.guests.to_vec(),
+                (None, false) => scenario.guests.iter().take(1).copied().collect(),
+            };
+            for guest in guests {
+                boots.push((scenario, Row::named(guest)?));
+            }
+        }
+        match &self.scenario {
+            Some(name) if boots.is_empty() => Err(Error::Unknown {
+                kind: "scenario",
+                name: name.clone(),
+                known: SCENARIOS.iter().map(|each| each.name).collect::<Vec<_>>().join(", "),
+            }),
+            _ => Ok(boots),
+        }
+    }
+
+    /// How many boots it stands for; none if it is no good.
+    pub(crate) fn count(&self) -> u64 {
+        self.boots().map_or(0, |boots| u64::try_from(boots.len()).unwrap_or(u64::MAX))
+    }
+}
+
+/// Prints the scenarios.
+pub(crate) fn list() {
+    let row = |scenario: &Scenario| {
+        [scenario.name.to_owned(), scenario.guests.join(", "), scenario.about.to_owned()]
+    };
+    let rows: Vec<[String; 3]> = SCENARIOS.iter().map(row).collect();
+    table(["scenario", "guests", "shows"], &rows);
+}
+
+/// Runs what is selected; prints a line for each boot and a table at the end.
 ///
 /// # Errors
-/// There is no such scenario, or what they need cannot be had. A scenario that fails is no error
-/// here, but in its report.
-pub(crate) fn run(wanted: Option<&str>, sources: &Sources) -> Result<Vec<Report>> {
-    let chosen: Vec<&Scenario> = SCENARIOS
-        .iter()
-        .filter(|scenario| wanted.is_none_or(|name| name == scenario.name))
-        .collect();
-    if let (Some(name), []) = (wanted, chosen.as_slice()) {
-        let known: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
-        let (name, known) = (name.to_owned(), known.join(", "));
-        return Err(Error::Unknown { kind: "scenario", name, known });
-    }
+/// The selection is no good, or what it needs cannot be had. A scenario that fails is no error here,
+/// but in its report.
+pub(crate) fn run(selection: &Selection, sources: &Sources) -> Result<Vec<Report>> {
+    let boots = selection.boots()?;
+    let mut rows: Vec<&Row> = boots.iter().map(|(_, row)| *row).collect();
+    rows.sort_by_key(|row| row.name);
+    rows.dedup_by_key(|row| row.name);
     let scripts: Vec<_> = SCENARIOS.iter().map(|each| (each.name, each.script)).collect();
-    let tools = Tools::prepare(sources, &scripts)?;
-    let reports: Vec<Report> = chosen.into_iter().map(|each| one(each, &tools)).collect();
+    let tools = Tools::prepare(sources, &rows, &scripts)?;
+    let reports = boots.into_iter().map(|boot| one(boot, &tools)).collect::<Result<Vec<_>>>()?;
     println!();
     show(&reports);
     Ok(reports)
 }
 
-fn one(scenario: &Scenario, tools: &Tools) -> Report {
-    let step = Step::begin(format_args!("guest {}: {}", scenario.name, scenario.about));
+fn one((scenario, row): Boot, tools: &Tools) -> Result<Report> {
+    let guest = tools.guest(row.name)?.kernel.title();
+    let what = format!("guest {guest}, {}: {}", scenario.name, scenario.about);
+    let step = Step::begin(what);
     let began = Instant::now();
-    let dir = build::target().join("guest").join(scenario.name);
-    let outcome = match play(scenario, tools, &dir) {
+    let dir = build::target().join("guest").join(format!("{}.{}", scenario.name, row.name));
+    let outcome = match play(scenario, row, tools, &dir) {
         Ok(remark) => {
             step.done(format_args!("ok {remark}"));
             Outcome::Passed(remark)
@@ -92,17 +140,25 @@ fn one(scenario: &Scenario, tools: &Tools) -> Report {
             Outcome::Failed(error.to_string())
         }
     };
-    let (guest, time) = (tools.kernel.title(), began.elapsed());
-    Report { scenario: scenario.name, guest, outcome, time }
+    Ok(Report { scenario: scenario.name, guest, outcome, time: began.elapsed() })
 }
 
-fn play(scenario: &Scenario, tools: &Tools, dir: &Path) -> Result<String> {
+fn play(scenario: &Scenario, row: &Row, tools: &Tools, dir: &Path) -> Result<String> {
+    fresh(dir)?;
+    let place = Place { tools, kit: tools.guest(row.name)?, dir };
+    let mut stage = Stage::open(scenario.name, &scenario.set, &place, scenario.limit)?;
+    (scenario.play)(&mut stage)
+}
+
+/// Makes the folder, empty.
+///
+/// # Errors
+/// What was in it cannot be removed, or it cannot be made.
+pub(crate) fn fresh(dir: &Path) -> Result<()> {
     if dir.exists() {
         fs::remove_dir_all(dir).map_err(Error::file("empty", dir))?;
     }
-    fs::create_dir_all(dir).map_err(Error::file("make", dir))?;
-    let mut stage = Stage::open(scenario.name, &scenario.set, tools, dir, scenario.limit)?;
-    (scenario.play)(&mut stage)
+    fs::create_dir_all(dir).map_err(Error::file("make", dir))
 }
 
 fn show_logs(dir: &Path) {

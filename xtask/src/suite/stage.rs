@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::counters::Counters;
-use super::tools::Tools;
+use super::tools::{BootKit, Tools};
 use crate::command;
 use crate::error::Result;
 use crate::image;
@@ -67,6 +67,17 @@ const OWN_DISK_MIB: u64 = 64;
 pub(crate) const BARE: Set =
     Set { iommu: true, append: "", disk_mib: None, engine: false, own: &[], reboots: false };
 
+/// Where and with what a scenario runs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// What runs.
+    pub(crate) tools: &'a Tools,
+    /// What is booted.
+    pub(crate) kit: &'a BootKit,
+    /// The folder for its files, empty.
+    pub(crate) dir: &'a Path,
+}
+
 /// A scenario under way.
 #[derive(Debug)]
 pub(crate) struct Stage {
@@ -84,17 +95,17 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Starts everything in `dir`, which is empty.
+    /// Starts everything.
     ///
     /// # Errors
     /// A part does not start.
     pub(crate) fn open(
         scenario: &str,
         set: &Set,
-        tools: &Tools,
-        dir: &Path,
+        place: &Place<'_>,
         limit: Duration,
     ) -> Result<Self> {
+        let Place { tools, dir, .. } = *place;
         let deadline = Deadline::after(limit);
         let endpoints = endpoints(set);
         let (daemon, viot) = if set.iommu {
@@ -115,7 +126,7 @@ impl Stage {
             image::make(&dir.join(disk.image), DISK_SEED, OWN_DISK_MIB << 20)?;
         }
         let engine = if set.engine { Some(start_engine(set, tools, dir)?) } else { None };
-        let machine = machine(scenario, set, tools, viot);
+        let machine = machine(scenario, set, place.kit, viot);
         let guest = machine.boot(&tools.emulator, dir)?;
         Ok(Self { guest, daemon, disk, engine, deadline, dir: dir.to_owned() })
     }
@@ -241,7 +252,7 @@ fn viot(
     Ok(path)
 }
 
-fn machine<'a>(scenario: &str, set: &Set, tools: &'a Tools, viot: Option<PathBuf>) -> Machine<'a> {
+fn machine<'a>(scenario: &str, set: &Set, kit: &'a BootKit, viot: Option<PathBuf>) -> Machine<'a> {
     let mut functions = Vec::new();
     if set.iommu {
         functions.push(Function::Iommu { slot: IOMMU_SLOT, socket: IOMMU_SOCKET });
@@ -256,8 +267,8 @@ fn machine<'a>(scenario: &str, set: &Set, tools: &'a Tools, viot: Option<PathBuf
         functions.push(Function::VfioUser { slot: ENGINE_SLOT, socket: ENGINE_SOCKET });
     }
     Machine {
-        kernel: &tools.kernel,
-        initrd: &tools.initrd,
+        kernel: &kit.kernel,
+        initrd: &kit.initrd,
         append,
         memory_mib: 1024,
         cpus: 2,

@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::error::{Error, Result};
 use crate::setup::build;
 use crate::suite::tools::Sources;
-use crate::suite::{self, SCENARIOS};
+use crate::suite::{self, Selection};
 use crate::ui::{note, seconds, table};
 use lane::LANES;
 use tally::Tally;
@@ -18,7 +18,7 @@ use tally::Tally;
 ///
 /// # Errors
 /// A lane could not be run at all. What fails in a lane is counted, not an error.
-pub(crate) fn run(sources: &Sources) -> Result<bool> {
+pub(crate) fn run(full: bool, sources: &Sources) -> Result<bool> {
     let logs = build::target().join("xtask-test");
     fs::create_dir_all(&logs).map_err(Error::file("make", &logs))?;
     let (mut rows, mut tallies) = (Vec::new(), Vec::new());
@@ -31,7 +31,7 @@ pub(crate) fn run(sources: &Sources) -> Result<bool> {
         add(lane.name, began, lane.run(&logs)?);
     }
     let began = Instant::now();
-    add("guests", began, guests(sources));
+    add("guests", began, guests(full, sources));
     println!();
     table(["lane", "result", "time"], &rows);
     let total: Tally = tallies.into_iter().sum();
@@ -39,18 +39,18 @@ pub(crate) fn run(sources: &Sources) -> Result<bool> {
     Ok(total.failed == 0)
 }
 
-/// The scenarios; when what they need cannot be had, all of them are left out and it is said why.
-fn guests(sources: &Sources) -> Tally {
-    let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
-    match suite::run(None, sources) {
+/// The scenarios, once or in all their guests; when what they need cannot be had, all of them are left out and it is said why.
+fn guests(full: bool, sources: &Sources) -> Tally {
+    let selection = Selection { full, ..Selection::default() };
+    match suite::run(&selection, sources) {
         Ok(reports) => reports.iter().map(|report| Tally::one(report.outcome.passed())).sum(),
         Err(error) if is_lacking(&error) => {
             note(format_args!("no guest can be booted here: {error}"));
-            Tally { skipped: count(SCENARIOS.len()), ..Tally::default() }
+            Tally { skipped: selection.count(), ..Tally::default() }
         }
         Err(error) => {
             note(format_args!("the guests could not be prepared: {error}"));
-            Tally { failed: count(SCENARIOS.len()), ..Tally::default() }
+            Tally { failed: selection.count(), ..Tally::default() }
         }
     }
 }

@@ -17,17 +17,12 @@ enum Said {
     Fact { name: String, value: String },
     /// The guest waits for a line.
     Ready(String),
-    /// The scenario is over.
-    End,
 }
 
 impl Said {
     /// Other lines are nothing: firmware and boot loaders may write to the line, too.
     fn parse(line: &str) -> Option<Self> {
         let line = line.trim_end_matches('\r');
-        if line == "end" {
-            return Some(Self::End);
-        }
         let (kind, rest) = line.split_once(' ')?;
         match kind {
             "ready" => Some(Self::Ready(rest.to_owned())),
@@ -72,8 +67,22 @@ impl<W: Write> Talk<W> {
     /// A check failed, the guest ended or the time is over.
     pub(crate) fn until_ready(&mut self, name: &str, deadline: Deadline) -> Result<()> {
         let wanted = Said::Ready(name.to_owned());
-        self.until(&wanted, &format!("\"ready {name}\" of the guest"), deadline)?;
-        self.failures()
+        loop {
+            let line = match self.lines.recv_timeout(deadline.left()) {
+                Ok(line) => line,
+                Err(error) => {
+                    self.failures()?;
+                    return Err(silence(error, name, deadline));
+                }
+            };
+            if let Some(said) = Said::parse(&line) {
+                let found = said == wanted;
+                self.said.push(said);
+                if found {
+                    return self.failures();
+                }
+            }
+        }
     }
 
     /// Answers a guest that is ready; it goes on.
@@ -86,13 +95,13 @@ impl<W: Write> Talk<W> {
             .map_err(|error| Error::Wrong(format!("cannot answer the guest: {error}")))
     }
 
-    /// Listens until the scenario is over in the guest.
+    /// Listens until the scenario is over in the guest, and lets it go off.
     ///
     /// # Errors
     /// A check failed, the guest ended early or the time is over.
     pub(crate) fn until_end(&mut self, deadline: Deadline) -> Result<()> {
-        self.until(&Said::End, "the end of the guest's scenario", deadline)?;
-        self.failures()
+        self.until_ready("end", deadline)?;
+        self.answer("off")
     }
 
     /// What a check that passed had to say.
@@ -129,29 +138,6 @@ impl<W: Write> Talk<W> {
         last.ok_or_else(|| Error::Wrong(format!("the guest never told {wanted}")))
     }
 
-    fn until(&mut self, wanted: &Said, what: &str, deadline: Deadline) -> Result<()> {
-        loop {
-            let line = match self.lines.recv_timeout(deadline.left()) {
-                Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.failures()?;
-                    return Err(deadline.missed(what));
-                }
-                Err(RecvTimeoutError::Disconnected) => {
-                    self.failures()?;
-                    return Err(Error::Wrong(format!("the guest ended before {what}")));
-                }
-            };
-            if let Some(said) = Said::parse(&line) {
-                let found = said == *wanted;
-                self.said.push(said);
-                if found {
-                    return Ok(());
-                }
-            }
-        }
-    }
-
     fn failures(&self) -> Result<()> {
         let failed: Vec<String> = self
             .said
@@ -165,6 +151,16 @@ impl<W: Write> Talk<W> {
             return Ok(());
         }
         Err(Error::Wrong(format!("failed in the guest: {}", failed.join("; "))))
+    }
+}
+
+/// Why there is no further line.
+fn silence(error: RecvTimeoutError, name: &str, deadline: Deadline) -> Error {
+    match error {
+        RecvTimeoutError::Timeout => deadline.missed(format!("\"ready {name}\" of the guest")),
+        RecvTimeoutError::Disconnected => {
+            Error::Wrong(format!("the guest ended before \"ready {name}\""))
+        }
     }
 }
 
@@ -202,7 +198,7 @@ mod tests {
 
     #[test]
     fn checks_and_facts_are_found_by_name_and_noise_is_passed_over() {
-        let text = "\x1b[2J\ncheck sum: ok 12 34\r\nfact g: a\nfact g: b\nnoise here\nend\n";
+        let text = "\x1b[2J\ncheck sum: ok 12 34\r\nfact g: a\nfact g: b\nnoise here\nready end\n";
         let mut talk = talk(text, "found");
         talk.until_end(soon()).unwrap();
         assert_eq!(talk.check("sum").unwrap(), "12 34");
@@ -213,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_failed_check_fails_the_scenario_though_the_guest_went_on() {
-        let mut talk = talk("check sum: FAIL bad byte\ncheck b: ok\nend\n", "failed");
+        let mut talk = talk("check sum: FAIL bad byte\ncheck b: ok\nready end\n", "failed");
         let error = talk.until_end(soon()).unwrap_err().to_string();
         assert_eq!(error, "failed in the guest: sum: bad byte");
     }
@@ -221,7 +217,7 @@ mod tests {
     #[test]
     fn a_guest_that_ends_early_is_an_error_and_not_a_wait() {
         let error = talk("check a: ok\n", "early").until_end(soon()).unwrap_err().to_string();
-        assert_eq!(error, "the guest ended before the end of the guest's scenario");
+        assert_eq!(error, "the guest ended before \"ready end\"");
     }
 
     #[test]

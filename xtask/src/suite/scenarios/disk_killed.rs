@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::suite::Scenario;
 use crate::suite::stage::{BARE, Set, Stage};
+use crate::suite::{NEWEST_FIRST, Scenario};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
     name: "disk-killed",
     about: "kill -9 of the disk in the middle of I/O: unmaps do not hang",
     script: include_str!("../../../../guest/scenarios/disk-killed.sh"),
+    guests: NEWEST_FIRST,
     set: Set { disk_mib: Some(256), engine: true, ..BARE },
     limit: Duration::from_secs(120),
     play,

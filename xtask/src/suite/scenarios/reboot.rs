@@ -4,16 +4,17 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::suite::stage::{BARE, DISK_SEED, Set, Stage};
-use crate::suite::{Scenario, compare};
+use crate::suite::{NEWEST_FIRST, Scenario, compare};
 
-const DISK_MIB: u64 = 256;
+const DISK_MIB: u64 = 128;
 
 pub(crate) const SCENARIO: Scenario = Scenario {
     name: "reboot",
     about: "reboot in place in the middle of disk I/O",
     script: include_str!("../../../../guest/scenarios/reboot.sh"),
+    guests: NEWEST_FIRST,
     set: Set { disk_mib: Some(DISK_MIB), reboots: true, ..BARE },
-    limit: Duration::from_secs(150),
+    limit: Duration::from_secs(240),
     play,
 };
 
