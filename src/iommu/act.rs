@@ -10,7 +10,7 @@ use viommu_pgtable::{IovaRange, Mapping};
 use super::decide::Plan;
 use super::machine::Iommu;
 use super::state::{Domain, Mapped, Space};
-use super::store::Gap;
+use super::store::{Gap, Inside};
 use crate::protocol::Attach;
 
 impl Iommu {
@@ -21,8 +21,8 @@ impl Iommu {
             Plan::Attach(attach) => self.attach(host, attach),
             Plan::Detach(endpoint) => self.detach(host, *endpoint),
             Plan::Map(domain, mapping, gap) => self.map(host, *domain, mapping, *gap),
-            Plan::Unmap(domain, range) => {
-                self.unmap(host, *domain, range);
+            Plan::Unmap(domain, range, inside) => {
+                self.unmap(host, *domain, range, *inside);
                 Ok(())
             }
         }
@@ -108,9 +108,9 @@ impl Iommu {
         Ok(())
     }
 
-    fn unmap(&mut self, host: &mut dyn HostIommu, id: DomainId, range: &IovaRange) {
+    fn unmap(&mut self, host: &mut dyn HostIommu, id: DomainId, range: &IovaRange, inside: Inside) {
         let Some(domain) = self.mapped_mut(id) else { return };
-        domain.mappings.remove(range, |mapping| {
+        domain.mappings.remove(range, inside, |mapping| {
             if reaches_host(mapping) {
                 host.unmap(id, mapping);
             }

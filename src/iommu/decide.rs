@@ -6,7 +6,7 @@ use viommu_pgtable::{IovaRange, Mapping};
 
 use super::machine::Iommu;
 use super::state::{Domain, Endpoint, Mapped, Space};
-use super::store::Gap;
+use super::store::{Gap, Inside};
 use crate::protocol::{Attach, Detach, Map, Request, Status, Unmap};
 
 /// What is to be done.
@@ -20,8 +20,8 @@ pub(super) enum Plan {
     Detach(EndpointId),
     /// Add a mapping, there.
     Map(DomainId, Mapping, Gap),
-    /// Remove the mappings inside a range that splits none.
-    Unmap(DomainId, IovaRange),
+    /// Remove the mappings inside a range that splits none; they are there.
+    Unmap(DomainId, IovaRange, Inside),
     /// Tell what an endpoint is like.
     Probe(EndpointId),
 }
@@ -120,8 +120,8 @@ impl Iommu {
         // U2, U3
         let domain = self.mapped(unmap.domain)?;
         // U4, U5
-        domain.mappings.check_whole(&unmap.iova).map_err(|_| Status::RANGE)?;
-        Ok(Plan::Unmap(unmap.domain, unmap.iova))
+        let inside = domain.mappings.inside(&unmap.iova).map_err(|_| Status::RANGE)?;
+        Ok(Plan::Unmap(unmap.domain, unmap.iova, inside))
     }
 
     /// The endpoint, or NOENT.

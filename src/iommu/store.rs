@@ -28,6 +28,17 @@ pub(super) struct Gap {
     at: usize,
 }
 
+/// The mappings of one chunk that start inside a range; holds until the store changes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Inside {
+    /// The lowest start that the chunk may hold.
+    lowest: Iova,
+    place: usize,
+    at: usize,
+    /// The place after the last of them.
+    end: usize,
+}
+
 /// Mappings that do not overlap, ordered by their starts.
 #[derive(Debug)]
 pub(super) struct Mappings<const N: usize = DEFAULT_CHUNK> {
@@ -99,44 +110,47 @@ impl<const N: usize> Mappings<N> {
         self.add_chunk(upper);
     }
 
-    /// Checks that each mapping that shares an address with `range` lies inside it. Since mappings do
-    /// not overlap, only those at its two ends can fail.
-    pub(super) fn check_whole(&self, range: &IovaRange) -> Result<(), WouldSplit> {
-        let (lowest, place) = self.chunk_of(range.start());
-        let Some(chunk) = self.chunk(place) else { return Ok(()) };
-        let at = chunk.before(range.start());
-        if self.last_below(lowest, chunk, at).is_some_and(|last| last >= range.start()) {
+    /// The mappings that share an address with `range`, each of which lies inside it. Since mappings do
+    /// not overlap, only those at its two ends can fail to.
+    pub(super) fn inside(&self, range: &IovaRange) -> Result<Inside, WouldSplit> {
+        let inside = self.find(range.start(), range);
+        let Some(chunk) = self.chunk(inside.place) else { return Ok(inside) };
+        let below = self.last_below(inside.lowest, chunk, inside.at);
+        if below.is_some_and(|last| last >= range.start()) {
             return Err(WouldSplit);
         }
-        let end = chunk.end(at, range.last());
-        let last = if end < chunk.len() {
-            self.last_below(lowest, chunk, end)
+        let last = if inside.end < chunk.len() {
+            self.last_below(inside.lowest, chunk, inside.end)
         } else {
             self.last_up_to(range.last())
         };
-        if last.is_some_and(|last| last > range.last()) { Err(WouldSplit) } else { Ok(()) }
+        if last.is_some_and(|last| last > range.last()) { Err(WouldSplit) } else { Ok(inside) }
     }
 
-    /// Removes the mappings inside `range` and hands each out, in order. `range` splits none.
-    pub(super) fn remove(&mut self, range: &IovaRange, mut removed: impl FnMut(&Mapping)) {
-        let mut from = Some(range.start());
-        while let Some(start) = from {
-            let (lowest, place) = self.chunk_of(start);
+    /// Removes the mappings that [`inside`](Self::inside) has just found for `range`, and hands each
+    /// out, in order.
+    pub(super) fn remove(
+        &mut self,
+        range: &IovaRange,
+        inside: Inside,
+        mut removed: impl FnMut(&Mapping),
+    ) {
+        let mut next = Some(inside);
+        while let Some(Inside { lowest, place, at, end }) = next {
             let Some(chunk) = self.chunk_mut(place) else { return };
-            let at = chunk.before(range.start());
-            let places = at..chunk.end(at, range.last());
-            let reaches_end = places.end == chunk.len();
-            let count = places.len();
-            if count != 0 {
-                chunk.remove(places, &mut removed);
+            let reaches_end = end == chunk.len();
+            if at < end {
+                chunk.remove(at..end, &mut removed);
             }
             let few = chunk.len() < Self::FEW;
-            self.len -= count;
+            self.len -= end - at;
             let above = if reaches_end { self.above(lowest) } else { None };
-            from = above.map(|(lowest, _)| lowest).filter(|lowest| *lowest <= range.last());
-            if few && count != 0 {
+            if few && at < end {
                 self.join(lowest, place);
             }
+            next = above
+                .filter(|(lowest, _)| *lowest <= range.last())
+                .map(|(lowest, _)| self.find(lowest, range));
         }
     }
 
@@ -150,6 +164,17 @@ impl<const N: usize> Mappings<N> {
     fn chunk_of(&self, start: Iova) -> (Iova, usize) {
         let found = self.order.range(..=start).next_back();
         found.map_or((Iova::new(0), 0), |(lowest, place)| (*lowest, *place))
+    }
+
+    /// The mappings that start inside `range`, of the chunk that may hold one that starts at `from`.
+    fn find(&self, from: Iova, range: &IovaRange) -> Inside {
+        let (lowest, place) = self.chunk_of(from);
+        let (mut at, mut end) = (0, 0);
+        if let Some(chunk) = self.chunk(place) {
+            at = chunk.before(range.start());
+            end = chunk.end(at, range.last());
+        }
+        Inside { lowest, place, at, end }
     }
 
     fn chunk(&self, place: usize) -> Option<&Chunk<N>> {

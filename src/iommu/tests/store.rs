@@ -36,6 +36,11 @@ fn filled(starts: impl IntoIterator<Item = u64>) -> Mappings<8> {
     store
 }
 
+fn remove(store: &mut Mappings<8>, first: u64, last: u64) {
+    let inside = store.inside(&pages(first, last)).unwrap();
+    store.remove(&pages(first, last), inside, |_| ());
+}
+
 #[test]
 fn mappings_that_come_in_order_fill_their_chunks() {
     assert_eq!(filled(0..800).chunk_count(), 100, "upwards");
@@ -46,11 +51,11 @@ fn mappings_that_come_in_order_fill_their_chunks() {
 fn chunks_go_with_their_mappings() {
     let mut store = filled(0..800);
     for page in (0..800).filter(|page| page % 8 != 0) {
-        store.remove(&pages(page, page), |_| ());
+        remove(&mut store, page, page);
     }
     assert_eq!(store.len(), 100);
     assert!(store.chunk_count() <= 25, "{} chunks for 100 mappings", store.chunk_count());
-    store.remove(&pages(0, 799), |_| ());
+    remove(&mut store, 0, 799);
     assert_eq!((store.len(), store.chunk_count()), (0, 1));
 }
 
@@ -58,14 +63,14 @@ fn chunks_go_with_their_mappings() {
 #[test]
 fn a_mapping_that_reaches_over_the_bounds_of_chunks_is_seen() {
     let mut store = filled((0..16).chain(100..116));
-    store.remove(&pages(9, 15), |_| ());
-    store.remove(&pages(100, 103), |_| ());
+    remove(&mut store, 9, 15);
+    remove(&mut store, 100, 103);
     let long = store.gap(&pages(20, 103)).unwrap();
     store.insert(long, &rw(20, 103));
     assert!(store.overlaps(&pages(102, 102)));
-    assert!(store.check_whole(&pages(16, 102)).is_err());
-    assert!(store.check_whole(&pages(103, 115)).is_err());
-    assert!(store.check_whole(&pages(16, 103)).is_ok());
+    assert!(store.inside(&pages(16, 102)).is_err());
+    assert!(store.inside(&pages(103, 115)).is_err());
+    assert!(store.inside(&pages(16, 103)).is_ok());
 }
 
 proptest! {
@@ -92,10 +97,11 @@ proptest! {
                     let range = pages(first, last);
                     let touched = touched(&list, range);
                     let whole = touched.iter().all(|mapping| range.covers(&mapping.iova()));
-                    prop_assert_eq!(store.check_whole(&range).is_ok(), whole);
-                    if whole {
+                    let inside = store.inside(&range);
+                    prop_assert_eq!(inside.is_ok(), whole);
+                    if let Ok(inside) = inside {
                         let mut removed = Vec::new();
-                        store.remove(&range, |mapping| removed.push(*mapping));
+                        store.remove(&range, inside, |mapping| removed.push(*mapping));
                         prop_assert_eq!(&removed, &touched);
                         list.retain(|mapping| !touched.contains(mapping));
                     }
@@ -104,7 +110,9 @@ proptest! {
             prop_assert_eq!(store.len(), list.len());
         }
         let mut all = Vec::new();
-        store.remove(&pages(0, u64::MAX >> 12), |mapping| all.push(*mapping));
+        let everything = pages(0, u64::MAX >> 12);
+        let inside = store.inside(&everything).unwrap();
+        store.remove(&everything, inside, |mapping| all.push(*mapping));
         prop_assert_eq!(all, list);
     }
 }
