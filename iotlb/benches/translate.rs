@@ -1,7 +1,7 @@
 //! What a translation costs: ours, vm-memory's `Iotlb` and a `BTreeMap`, both under an `RwLock`, on the
 //! same random accesses in one run.
 //!
-//! `cargo bench -p viommu-iotlb` prints nanoseconds for each access, the median of several rounds.
+//! `cargo bench -p viommu-iotlb` prints nanoseconds for each access, the median of all batches.
 //! *quiet*: nothing changes; *busy*: another thread maps and unmaps elsewhere all the time, and ours
 //! drains after each unmap. One guard, or one lock, for each batch of accesses.
 #![expect(clippy::unwrap_used, reason = "a bench")]
@@ -217,7 +217,7 @@ struct Run {
     rounds: usize,
 }
 
-/// Median nanoseconds of an access.
+/// Median nanoseconds of an access; a batch is long enough for its clock not to matter.
 fn measure(subject: &dyn Subject, accesses: &[u64], run: Run) -> f64 {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -238,18 +238,19 @@ fn measure(subject: &dyn Subject, accesses: &[u64], run: Run) -> f64 {
     })
 }
 
+/// The times of single batches: whoever interrupts us makes few of them long.
 fn round_times(reader: &mut Reader<'_>, accesses: &[u64], run: Run) -> Vec<f64> {
     // a long access is many pages: fewer of them
-    let count = if run.len > PAGE { accesses.len() / 16 } else { accesses.len() };
+    let batches = if run.len > PAGE { ACCESSES / BATCH / 16 } else { ACCESSES / BATCH };
     let mut times = Vec::new();
     // the first round warms up
     for round in 0..=run.rounds {
-        let start = Instant::now();
-        for batch in accesses.chunks(BATCH).take(count / BATCH) {
+        for batch in accesses.chunks_exact(BATCH).take(batches) {
+            let start = Instant::now();
             black_box(reader(batch, run.len));
-        }
-        if round > 0 {
-            times.push(start.elapsed().as_secs_f64() * 1e9 / count as f64);
+            if round > 0 {
+                times.push(start.elapsed().as_secs_f64() * 1e9 / BATCH as f64);
+            }
         }
     }
     times

@@ -50,6 +50,20 @@ pub struct ReaderCounters {
     pub misses: u64,
     /// Flushes of private TLBs.
     pub flushes: u64,
+    /// Faults that found no room in the ring.
+    pub faults_dropped: u64,
+}
+
+impl ReaderCounters {
+    /// The sums. They wrap: what devices say may be anything.
+    pub(crate) const fn plus(self, other: Self) -> Self {
+        Self {
+            hits: self.hits.wrapping_add(other.hits),
+            misses: self.misses.wrapping_add(other.misses),
+            flushes: self.flushes.wrapping_add(other.flushes),
+            faults_dropped: self.faults_dropped.wrapping_add(other.faults_dropped),
+        }
+    }
 }
 
 impl Connection {
@@ -179,12 +193,13 @@ impl Connection {
 
     /// What the readers say they did.
     pub(crate) fn counters(&self) -> ReaderCounters {
-        let mut sum = ReaderCounters::default();
-        for line in &self.slot.readers {
-            sum.hits = sum.hits.wrapping_add(line.hits.load(Ordering::Relaxed));
-            sum.misses = sum.misses.wrapping_add(line.misses.load(Ordering::Relaxed));
-            sum.flushes = sum.flushes.wrapping_add(line.flushes.load(Ordering::Relaxed));
-        }
-        sum
+        let load = |word: &crate::sync::AtomicU64| word.load(Ordering::Relaxed);
+        let faults_dropped = load(&self.slot.device.dropped);
+        let start = ReaderCounters { faults_dropped, ..ReaderCounters::default() };
+        self.slot.readers.iter().fold(start, |sum, line| {
+            let (hits, misses) = (load(&line.hits), load(&line.misses));
+            let flushes = load(&line.flushes);
+            sum.plus(ReaderCounters { hits, misses, flushes, faults_dropped: 0 })
+        })
     }
 }

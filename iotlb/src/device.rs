@@ -126,7 +126,8 @@ impl Device {
     ///
     /// # Errors
     /// If the daemon is gone, or does not answer within some seconds. Holding a guard meanwhile makes the
-    /// daemon wait for us, and us for it.
+    /// daemon wait for us, and us for it. A notice that comes meanwhile is kept for
+    /// [`dispatch`](Self::dispatch): call it afterwards.
     pub fn function_reset(&self) -> io::Result<()> {
         self.link.ask(|sequence| Message::FunctionReset { sequence }, ANSWER_TIMEOUT)
     }
@@ -174,10 +175,14 @@ fn open(path: &Path) -> Result<OwnedFd, ConnectError> {
     for which in [Timeout::Send, Timeout::Recv] {
         set_socket_timeout(&socket, which, Some(HANDSHAKE_TIMEOUT)).map_err(io("setsockopt"))?;
     }
-    match rustix::net::connect(&socket, &address) {
-        Ok(()) => Ok(socket),
-        Err(rustix::io::Errno::AGAIN) => Err(ConnectError::NoAnswer),
-        Err(errno) => Err(io("connect")(errno)),
+    loop {
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => return Ok(socket),
+            // it was still waiting for a place in the daemon's queue
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => return Err(ConnectError::NoAnswer),
+            Err(errno) => return Err(io("connect")(errno)),
+        }
     }
 }
 

@@ -16,14 +16,14 @@ use viommu_pasid::EndpointId;
 use crate::abi::{self, State};
 use crate::conn::{Connection, SLOT_LEN};
 use crate::event::DeviceEvent;
-use crate::hub::{Greeting, Hub, Token};
+use crate::hub::{Endpoint, Greeting, Hub, Token};
 use crate::message::{self, Message, Received, RefusedReason, Welcome};
 
 /// Processes that one endpoint may have at once: one, and room for a successor and a few helpers.
 pub const MAX_CONNECTIONS_PER_ENDPOINT: usize = 8;
 
-/// Clients that have connected and said nothing; one more, and the oldest is dropped.
-const MAX_GREETINGS: usize = 16;
+/// Clients of one endpoint that have connected and said nothing; one more, and the oldest is dropped.
+const MAX_GREETINGS_PER_ENDPOINT: usize = 4;
 
 /// Clients accepted in one dispatch.
 const ACCEPTS_PER_VISIT: usize = 8;
@@ -82,9 +82,12 @@ impl Hub {
         {
             return log::warn!("client of {endpoint}: {error}");
         }
-        if self.greetings.len() == MAX_GREETINGS {
+        let is_same = |greeting: &Greeting| greeting.endpoint == endpoint;
+        if self.greetings.iter().filter(|g| is_same(g)).count() == MAX_GREETINGS_PER_ENDPOINT
+            && let Some(oldest) = self.greetings.iter().position(is_same)
+        {
             // closing a socket that nobody else has unwatches it
-            self.greetings.pop_front();
+            self.greetings.remove(oldest);
         }
         self.greetings.push_back(Greeting { id, socket, endpoint });
     }
@@ -143,7 +146,9 @@ impl Hub {
     }
 
     fn refuse(&mut self, socket: &OwnedFd, endpoint: EndpointId, reason: RefusedReason) {
-        log::warn!("device of {endpoint} refused: {reason:?}");
+        let level =
+            self.endpoints.get_mut(&endpoint).map_or(log::Level::Debug, Endpoint::complaint);
+        log::log!(level, "device of {endpoint} refused: {reason:?}");
         self.counters.refused += 1;
         // a client that does not hear it sees the end of the connection
         let _unheard = Message::Refused { version: abi::VERSION, reason }.send(socket, &[]);

@@ -35,7 +35,17 @@ pub(crate) struct Endpoint {
     pub(crate) state: State,
     pub(crate) listener: OwnedFd,
     pub(crate) connections: Vec<u64>,
+    /// A process was refused and a line of the log says so: others could make the log grow.
+    complained: bool,
     path: PathBuf,
+}
+
+impl Endpoint {
+    /// How loud to say that a process of this endpoint was refused: the first time only.
+    pub(crate) const fn complaint(&mut self) -> log::Level {
+        let again = std::mem::replace(&mut self.complained, true);
+        if again { log::Level::Debug } else { log::Level::Warn }
+    }
 }
 
 /// A client that has not said HELLO.
@@ -155,14 +165,8 @@ impl Hub {
     /// What the readers connected now say they did.
     #[must_use]
     pub fn reader_counters(&self) -> ReaderCounters {
-        self.connections.values().map(Connection::counters).fold(
-            ReaderCounters::default(),
-            |a, b| ReaderCounters {
-                hits: a.hits.wrapping_add(b.hits),
-                misses: a.misses.wrapping_add(b.misses),
-                flushes: a.flushes.wrapping_add(b.flushes),
-            },
-        )
+        let counters = self.connections.values().map(Connection::counters);
+        counters.fold(ReaderCounters::default(), ReaderCounters::plus)
     }
 
     /// Listens at `path` for processes that do the DMA of `endpoint`. Its way through the tables begins
@@ -188,7 +192,8 @@ impl Hub {
         epoll::add(&self.epoll, &listener, data, epoll::EventFlags::IN)?;
         let path = path.to_owned();
         let (state, connections) = (State::Running, Vec::new());
-        let new = Endpoint { root, pasid_bits, state, listener, connections, path };
+        let complained = false;
+        let new = Endpoint { root, pasid_bits, state, listener, connections, complained, path };
         self.endpoints.insert(endpoint, new);
         Ok(())
     }
@@ -221,6 +226,7 @@ impl Hub {
     pub fn readmit_all(&mut self) {
         for endpoint in self.endpoints.values_mut().filter(|e| e.state == State::CutOff) {
             endpoint.state = State::Running;
+            endpoint.complained = false;
         }
     }
 
@@ -333,7 +339,10 @@ impl Hub {
     /// so it is counted until the next drain has passed.
     fn expel(&mut self, id: u64, why: &str) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        log::warn!("device of {}: {why}, refused", connection.endpoint());
+        let endpoint = connection.endpoint();
+        let level =
+            self.endpoints.get_mut(&endpoint).map_or(log::Level::Debug, Endpoint::complaint);
+        log::log!(level, "device of {endpoint}: {why}, refused");
         connection.set_state(State::CutOff);
         self.states_changed = true;
         // its end of life is seen by the drain

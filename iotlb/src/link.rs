@@ -99,7 +99,7 @@ impl Link {
                 State::Parked => {}
             }
             let left = until.map_or(LOOK_UP, |t| t.saturating_duration_since(Instant::now()));
-            if left.is_zero() || !self.hear().connected {
+            if left.is_zero() || self.has_hung_up() {
                 return false;
             }
             let nap = timespec(left.min(LOOK_UP));
@@ -121,6 +121,19 @@ impl Link {
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks whether the daemon is gone; leaves its messages to [`hear`](Self::hear).
+    pub(crate) fn has_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let ends = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
+        // nothing is set if the call is interrupted
+        let _at_once = rustix::event::poll(&mut fds, Some(&timespec(Duration::ZERO)));
+        if fds.iter().any(|fd| fd.revents().intersects(ends)) {
+            // Relaxed: see `is_connected`
+            self.lost.store(true, Ordering::Relaxed);
+        }
+        !self.is_connected()
     }
 
     /// Takes what the daemon has sent, without waiting.

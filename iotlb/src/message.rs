@@ -242,10 +242,13 @@ pub(crate) fn receive(socket: impl AsFd, flags: RecvFlags) -> Received {
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut slices = [IoSliceMut::new(&mut bytes)];
     let flags = flags | RecvFlags::CMSG_CLOEXEC;
-    let received = match rustix::net::recvmsg(socket, &mut slices, &mut control, flags) {
-        Ok(received) => received,
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Received::Empty,
-        Err(_) => return Received::Closed,
+    let received = loop {
+        match rustix::net::recvmsg(&socket, &mut slices, &mut control, flags) {
+            Ok(received) => break received,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => return Received::Empty,
+            Err(_) => return Received::Closed,
+        }
     };
     // collected before anything else: what is not taken here would leak
     let mut fds = Vec::new();

@@ -29,8 +29,11 @@ pub struct Pieces<'g> {
     iova: u64,
     /// Bytes not yet yielded.
     left: u64,
-    /// What follows the piece that was yielded last, found while looking how far it goes.
-    ahead: Option<Result<Leaf, FaultReason>>,
+    /// What follows the piece that was yielded last, found while looking how far it goes. A fault is
+    /// not kept: whoever asks for what comes next meets it again.
+    ahead: Option<Leaf>,
+    /// The range runs past the last address.
+    wraps: bool,
     guard: PhantomData<&'g Guard<'g>>,
 }
 
@@ -44,8 +47,7 @@ impl<'g> Pieces<'g> {
         len: u64,
     ) -> Self {
         let wraps = len != 0 && iova.checked_add(len - 1).is_none();
-        let ahead = wraps.then_some(Err(FaultReason::OutOfRange));
-        Self { reader, pasid, access, iova, left: len, ahead, guard: PhantomData }
+        Self { reader, pasid, access, iova, left: len, ahead: None, wraps, guard: PhantomData }
     }
 
     /// Ends the iteration with a fault at the address that comes next.
@@ -79,28 +81,25 @@ impl<'g> Iterator for Pieces<'g> {
         if self.left == 0 {
             return None;
         }
-        let found = match self.ahead.take() {
-            Some(found) => found,
-            None => self.reader.leaf(self.pasid, self.iova, self.access),
-        };
-        let first = match found {
-            Ok(leaf) => leaf,
-            Err(reason) => return Some(Err(self.fault(reason))),
+        let first = match self.ahead.take() {
+            Some(leaf) => leaf,
+            None if self.wraps => return Some(Err(self.fault(FaultReason::OutOfRange))),
+            None => match self.reader.leaf(self.pasid, self.iova, self.access) {
+                Ok(leaf) => leaf,
+                Err(reason) => return Some(Err(self.fault(reason))),
+            },
         };
         let mut len = self.bytes_in(&first);
         self.advance(len);
         while self.left != 0 {
-            match self.reader.leaf(self.pasid, self.iova, self.access) {
-                Ok(leaf) if Some(leaf.oa) == first.oa.checked_add(len) => {
-                    let more = self.bytes_in(&leaf);
-                    self.advance(more);
-                    len += more;
-                }
-                other => {
-                    self.ahead = Some(other);
-                    break;
-                }
+            let Ok(leaf) = self.reader.leaf(self.pasid, self.iova, self.access) else { break };
+            if Some(leaf.oa) != first.oa.checked_add(len) {
+                self.ahead = Some(leaf);
+                break;
             }
+            let more = self.bytes_in(&leaf);
+            self.advance(more);
+            len += more;
         }
         Some(Ok(Piece { gpa: PhysAddr::new(first.oa), len, guard: PhantomData }))
     }

@@ -136,7 +136,7 @@ impl Reader {
         };
         section::leave(slot);
         // Parked for ever, because the one who parked us is gone?
-        Err(if self.link.hear().connected { refused } else { Refused::Disconnected })
+        Err(if self.link.has_hung_up() { Refused::Disconnected } else { refused })
     }
 
     /// Waits until accesses run, at most `timeout`. True if they do; false at once if this process is

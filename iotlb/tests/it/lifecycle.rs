@@ -110,3 +110,42 @@ fn a_thousand_devices_leave_no_descriptor_behind() {
     // other tests of this process open some as well
     assert!(open_fds() < before + 200, "{before} before, {} after", open_fds());
 }
+
+#[test]
+fn clients_that_say_nothing_keep_nobody_out() {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+    let daemon = Daemon::start(HubConfig::default());
+    let address = SocketAddrUnix::new(&daemon.socket).unwrap();
+    let silent: Vec<_> = (0..100)
+        .map(|_| {
+            let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+            connect(&socket, &address).unwrap();
+            socket
+        })
+        .collect();
+    let device = daemon.connect();
+    assert!(device.reader().unwrap().enter().is_ok());
+    drop(silent);
+}
+
+#[test]
+fn a_device_of_another_version_is_told_ours() {
+    use std::io::{IoSlice, IoSliceMut};
+
+    use rustix::net::{
+        AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recvmsg, sendmsg,
+        socket,
+    };
+    let daemon = Daemon::start(HubConfig::default());
+    let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    connect(&socket, &SocketAddrUnix::new(&daemon.socket).unwrap()).unwrap();
+    let hello = b"\x01\0\0\0\x63\0\0\0viotlb\0\x01";
+    sendmsg(&socket, &[IoSlice::new(hello)], &mut Default::default(), SendFlags::empty()).unwrap();
+    let mut answer = [0; 64];
+    let mut slices = [IoSliceMut::new(&mut answer)];
+    let bytes =
+        recvmsg(&socket, &mut slices, &mut Default::default(), RecvFlags::empty()).unwrap().bytes;
+    // REFUSED, our version, reason 1: version
+    assert_eq!(answer[..bytes], *b"\x03\0\0\0\x01\0\0\0\x01\0\0\0\0\0\0\0");
+    assert_eq!(daemon.run(|world| world.hub.counters().refused), 1);
+}
