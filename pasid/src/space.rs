@@ -6,7 +6,7 @@
 //! that entry. So a guest's table, or a guest's context descriptor, never leads into the region,
 //! whatever its bytes say.
 
-use viommu_pgtable::{Behind, Fault, FaultKind, PhysAddr, Purpose, Stage, TableMemory};
+use viommu_pgtable::{Behind, Fault, PhysAddr, TableMemory};
 
 use crate::smmuv3::Stage2;
 
@@ -42,14 +42,13 @@ pub trait Spaces {
     fn load_guest(&self, at: PhysAddr) -> Option<u64>;
 
     /// The word at `at`, an address that `second` translates to guest memory: an access that reads,
-    /// on behalf of a first level.
+    /// on behalf of a first level. `None` where the second level leads to no memory.
     ///
     /// `at` is a multiple of 8.
     ///
     /// # Errors
-    /// How the second level refused, or [`Unreadable`](viommu_pgtable::FaultKind::Unreadable) where
-    /// it leads to no memory.
-    fn load_through(&self, second: &Stage2, at: PhysAddr) -> Result<u64, Fault>;
+    /// How the second level refused.
+    fn load_through(&self, second: &Stage2, at: PhysAddr) -> Result<Option<u64>, Fault>;
 
     /// The side that `pointer`, which the daemon wrote, leads to: [`Space::Tables`] or
     /// [`Space::Guest`]. Under a second level the guest's side is [`Space::SecondLevel`].
@@ -108,17 +107,11 @@ impl<T: TableMemory + ?Sized, G: TableMemory + ?Sized> Spaces for Memories<'_, T
         self.guest.load(at)
     }
 
-    fn load_through(&self, second: &Stage2, at: PhysAddr) -> Result<u64, Fault> {
+    fn load_through(&self, second: &Stage2, at: PhysAddr) -> Result<Option<u64>, Fault> {
         let behind = Behind::new(*second.format(), self.tables, second.root(), &self.guest);
-        behind.load(at).ok_or_else(|| {
-            behind.take_fault().unwrap_or(Fault {
-                stage: Stage::Second,
-                purpose: Purpose::TableEntry,
-                input: at.raw(),
-                level: 0,
-                entry_at: PhysAddr::new(0),
-                kind: FaultKind::Unreadable,
-            })
-        })
+        match (behind.load(at), behind.take_fault()) {
+            (None, Some(fault)) => Err(fault),
+            (word, _) => Ok(word),
+        }
     }
 }

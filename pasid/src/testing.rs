@@ -67,9 +67,9 @@ impl Spaces for World {
         self.guest.read(at).filter(|_| at.raw() < TABLE_BASE)
     }
 
-    fn load_through(&self, _: &Stage2, at: PhysAddr) -> Result<u64, Fault> {
+    fn load_through(&self, _: &Stage2, at: PhysAddr) -> Result<Option<u64>, Fault> {
         self.loads.borrow_mut().push((Space::SecondLevel, at.raw()));
         let below = (at.raw() < SECOND_LEVEL_OFFSET).then_some(at.raw() + SECOND_LEVEL_OFFSET);
-        below.and_then(|at| self.guest.read(PhysAddr::new(at))).ok_or(refused(at))
+        below.map(|at| self.guest.read(PhysAddr::new(at))).ok_or(refused(at))
     }
 }

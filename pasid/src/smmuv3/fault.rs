@@ -19,7 +19,8 @@ pub enum LookupFaultKind {
     StreamDisabled,
     /// A tagged request without stage 1, or with more bits than there are (C_BAD_SUBSTREAMID).
     BadSubstream,
-    /// No memory at the context descriptor, or at the pointer to it (F_CD_FETCH).
+    /// No memory at the context descriptor, or at the pointer to it, be it behind stage 2
+    /// (F_CD_FETCH).
     ContextFetch,
     /// The context descriptor is not valid, or illegal (C_BAD_CD).
     BadContext,

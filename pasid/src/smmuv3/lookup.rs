@@ -116,10 +116,10 @@ impl<'a, S: Spaces + ?Sized> Contexts<'a, S> {
         match &self.second {
             _ if self.ours => self.spaces.tables().load(at).ok_or(missing),
             None => self.spaces.load_guest(at).ok_or(missing),
-            Some(second) => self
-                .spaces
-                .load_through(second, at)
-                .map_err(|fault| LookupFault::new(LookupFaultKind::ContextThrough(fault), at)),
+            Some(second) => match self.spaces.load_through(second, at) {
+                Ok(word) => word.ok_or(missing),
+                Err(fault) => Err(LookupFault::new(LookupFaultKind::ContextThrough(fault), at)),
+            },
         }
     }
 

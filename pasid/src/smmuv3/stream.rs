@@ -8,6 +8,13 @@ use super::ste::{self, StreamEntry};
 use crate::SetError;
 use crate::leaf::{ENTRY_LG2, LEAF_BYTES, LEAF_ENTRIES_LG2, Leaves};
 
+/// `STRTAB_BASE_CFG` (6.3.24).
+const LOG2SIZE: (u32, u32) = (0, 6);
+const SPLIT: (u32, u32) = (6, 5);
+const FORMAT: (u32, u32) = (16, 2);
+const FORMAT_LINEAR: u64 = 0;
+const FORMAT_TWO_LEVELS: u64 = 1;
+
 /// Level 1 descriptor, bits 4:0: the leaf has `1 << (span - 1)` entries; 0: there is no leaf.
 const SPAN: (u32, u32) = (0, 5);
 /// The widest leaf that a descriptor can tell of has `1 << 10` entries.
@@ -75,6 +82,20 @@ impl StreamRoot {
     #[must_use]
     pub const fn base(&self) -> PhysAddr {
         self.base
+    }
+
+    /// The table that the registers `STRTAB_BASE` (its address field) and `STRTAB_BASE_CFG` say;
+    /// `None` for a format or a split that is reserved, or more than 32 bits.
+    #[must_use]
+    pub fn from_registers(base: PhysAddr, base_config: u32) -> Option<Self> {
+        let config = u64::from(base_config);
+        let bits = |first, bits| u8::try_from(field(config, first, bits)).ok();
+        let layout = match field(config, FORMAT.0, FORMAT.1) {
+            FORMAT_LINEAR => StreamLayout::Linear,
+            FORMAT_TWO_LEVELS => StreamLayout::TwoLevels { split: bits(SPLIT.0, SPLIT.1)? },
+            _ => return None,
+        };
+        Self::new(base, bits(LOG2SIZE.0, LOG2SIZE.1)?, layout)
     }
 
     /// What `STRTAB_BASE_CFG` holds: LOG2SIZE 5:0, SPLIT 10:6, FMT 17:16.

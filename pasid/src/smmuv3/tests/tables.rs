@@ -27,7 +27,7 @@ impl Spaces for Reader<'_> {
         None
     }
 
-    fn load_through(&self, _: &Stage2, at: PhysAddr) -> Result<u64, Fault> {
+    fn load_through(&self, _: &Stage2, at: PhysAddr) -> Result<Option<u64>, Fault> {
         Err(crate::testing::refused(at))
     }
 }
@@ -166,6 +166,12 @@ fn the_registers_say_where_the_table_is() {
     assert_eq!(root.base_config(), 0x1_0190);
     let again = StreamRoot::new(root.base(), 16, StreamLayout::TwoLevels { split: 6 });
     assert_eq!(again, Some(root));
+    assert_eq!(StreamRoot::from_registers(root.base(), root.base_config()), Some(root));
+    let linear = StreamRoot::new(root.base(), 8, StreamLayout::Linear).unwrap();
+    assert_eq!(StreamRoot::from_registers(root.base(), linear.base_config()), Some(linear));
+    for reserved in [0x2_0190, 0x3_0190, 0x1_01d0, 0x1_01a1, 0x21] {
+        assert_eq!(StreamRoot::from_registers(root.base(), reserved), None, "{reserved:#x}");
+    }
     assert_eq!(StreamRoot::new(root.base(), 33, StreamLayout::Linear), None);
     assert_eq!(StreamRoot::new(root.base(), 16, StreamLayout::TwoLevels { split: 7 }), None);
 }
