@@ -14,6 +14,7 @@ mod failing;
 mod marks;
 mod model;
 mod nested;
+mod rights;
 mod sequences;
 mod single;
 mod watched;
@@ -86,6 +87,11 @@ macro_rules! suite {
             #[test]
             fn an_allocation_that_fails_half_way_is_undone() {
                 failing::every_failed_allocation_is_undone($format);
+            }
+
+            #[test]
+            fn what_lies_in_new_tables_is_seen_all_at_once() {
+                watched::new_tables_appear_whole($format);
             }
 
             #[test]

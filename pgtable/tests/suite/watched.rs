@@ -21,6 +21,8 @@ struct Watched<F> {
     changing: Vec<(u64, Leaf)>,
     steady: Vec<(u64, Leaf)>,
     walks: RefCell<u64>,
+    /// How many of `changing` were there after each store.
+    seen: Vec<usize>,
 }
 
 impl<F: Format> Watched<F> {
@@ -30,10 +32,21 @@ impl<F: Format> Watched<F> {
         walk(&self.format, self, root, Iova::new(at), leaf.access)
     }
 
-    fn look(&self) {
+    fn watch(heap: HeapStore, format: F) -> (Self, Table<F>) {
+        let (changing, steady, seen) = (Vec::new(), Vec::new(), Vec::new());
+        let walks = RefCell::new(0);
+        let mut store = Self { heap, format, root: None, changing, steady, walks, seen };
+        let table = Table::new(format, &mut store).unwrap();
+        store.root = Some(table.root());
+        (store, table)
+    }
+
+    fn look(&mut self) {
         if self.root.is_none() {
             return;
         }
+        let there = |(at, leaf): &&(u64, Leaf)| self.translate(*at, leaf).is_ok();
+        self.seen.push(self.changing.iter().filter(there).count());
         let whole = |leaf: &Leaf| {
             let Leaf { size_lg2, access, oa } = *leaf;
             Ok(Translation { oa: PhysAddr::new(oa), size_lg2, access })
@@ -97,11 +110,7 @@ pub(crate) fn every_state_is_consistent<F: Format>(format: F) {
     let config = ProptestConfig { cases: 12, ..ProptestConfig::default() };
     proptest!(config, |(ops in ops)| {
         let heap = HeapStore::new(PhysAddr::new(1 << 31), 1 << 16);
-        let (changing, steady) = (Vec::new(), Vec::new());
-        let walks = RefCell::new(0);
-        let mut store = Watched { heap, format, root: None, changing, steady, walks };
-        let mut table = Table::new(format, &mut store).unwrap();
-        store.root = Some(table.root());
+        let (mut store, mut table) = Watched::watch(heap, format);
         let mut model = crate::model::Model::new(&format);
         for op in &ops {
             match op {
@@ -133,4 +142,27 @@ pub(crate) fn every_state_is_consistent<F: Format>(format: F) {
         let leaves = model.leaves.len() as u64;
         prop_assert!(leaves == 0 || *store.walks.borrow() > 0);
     });
+}
+
+/// Maps granules on both sides of the place where two tables of level 0 meet, in one entry of the root:
+/// one store makes them all visible.
+pub(crate) fn new_tables_appear_whole<F: Format>(format: F) {
+    let geometry = format.geometry();
+    let granule = 1u64 << geometry.granule_lg2;
+    if geometry.levels == 1 {
+        return;
+    }
+    let heap = HeapStore::new(PhysAddr::new(1 << 31), 4096);
+    let (mut store, mut table) = Watched::watch(heap, format);
+    let meet = match geometry.levels {
+        2 => granule * 2,
+        _ => 1 << geometry.table_lg2(0),
+    };
+    let mapping = crate::model::mapping(&format, meet - 2 * granule, 4 * granule, granule);
+    let leaves = crate::model::Model::new(&format).leaves_of(&mapping);
+    store.changing.clone_from(&leaves);
+    table.map(&mut store, &mapping).unwrap();
+    let (last, before) = store.seen.split_last().unwrap();
+    assert_eq!(*last, leaves.len());
+    assert!(before.len() >= leaves.len() && before.iter().all(|seen| *seen == 0), "{before:?}");
 }
