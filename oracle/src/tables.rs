@@ -119,6 +119,8 @@ pub struct Step {
     pub at: PhysAddr,
     /// Its level.
     pub level: u8,
+    /// Bytes that it covers.
+    pub size_lg2: u8,
     /// What it is.
     pub raw: u64,
 }
@@ -137,7 +139,7 @@ pub fn path<F: Format, M: TableMemory>(
     for level in (0..geometry.levels).rev() {
         let at = geometry.entry_at(level, table, input);
         let Some(raw) = memory.load(at) else { break };
-        steps.push(Step { at, level, raw });
+        steps.push(Step { at, level, size_lg2: geometry.entry_lg2(level), raw });
         match format.decode(level, raw) {
             Entry::Table { next, .. } => table = next,
             _ => break,

@@ -3,7 +3,7 @@
 use viommu_pasid::smmuv3::{self, LookupFaultKind, Stage2, StreamConfig, StreamEntry, StreamRoot};
 use viommu_pasid::{FirstTable, Memories, Route, SecondTable};
 use viommu_pgtable::{
-    Access, Behind, Fault, Format, Iova, PhysAddr, Stage, TableMemory, walk, walk_nested,
+    Access, Behind, Fault, FaultKind, Format, Iova, PhysAddr, Stage, TableMemory, walk, walk_nested,
 };
 
 use super::event::{Class, Reason};
@@ -23,6 +23,8 @@ const STAGE1_RECORDS: u64 = 1 << 45;
 const NESTED_INPUTS: std::ops::Range<u64> = 0x2000_0000..0x8000_0000;
 /// STE word 0: S1CDMax.
 const S1CDMAX_SHIFT: u32 = 59;
+/// F_CD_FETCH.
+const CONTEXT_FETCH: u8 = 0x09;
 /// F_ADDR_SIZE.
 const ADDRESS_SIZE: u8 = 0x11;
 /// F_TRANSLATION.
@@ -155,7 +157,19 @@ pub(super) fn route<M: TableMemory>(
     if has_entry && wants_substreams(memory, root, stream) {
         return Err(Reason::plain(Some(BAD_ENTRY)));
     }
-    let route = found.map_err(|fault| Reason::from_lookup(&fault.kind))?;
+    let route = found.map_err(|fault| match fault.kind {
+        // stage 2 led to where the descriptor should be, but there is no memory
+        LookupFaultKind::ContextThrough(through)
+            if through.kind == FaultKind::Unreadable
+                && stage2_of(memory, root, stream).is_some_and(|second| {
+                    let input = Iova::new(through.input);
+                    walk(second.format(), memory, second.root(), input, Access::READ).is_ok()
+                }) =>
+        {
+            Reason::plain(Some(CONTEXT_FETCH))
+        }
+        kind => Reason::from_lookup(&kind),
+    })?;
     let second = match &route {
         Route::Second(SecondTable::Arm(second))
         | Route::Nested { second: SecondTable::Arm(second), .. } => Some(second),
@@ -224,15 +238,28 @@ pub(super) fn followed<M: TableMemory>(
     if matches!(config, 0b110 | 0b111) {
         pointers.push(word(3) & ADDRESS & !0xf);
     }
+    if let Some(second) = stage2_at(memory, entry).filter(|_| config == 0b111) {
+        let through = |input: u64| {
+            let input = Iova::new(input & ADDRESS);
+            walk(second.format(), memory, second.root(), input, Access::READ).ok()
+        };
+        let descriptor = descriptor_at(memory, entry);
+        pointers.extend(descriptor.map(PhysAddr::raw));
+        let word = |index: u64| descriptor.and_then(|at| memory.load(offset(at, index * 8)));
+        let roots = [word(1), word(2)].into_iter().flatten();
+        pointers.extend(roots.filter_map(through).map(|found| found.oa.raw()));
+    }
     let steps = path(memory, root, stream, iova);
+    pointers
+        .extend(steps.iter().map(|step| step.at.raw()).filter(|at| !NESTED_INPUTS.contains(at)));
     let tables = steps.iter().filter(|step| step.level > 0 && step.raw & 3 == 3);
-    let nested = |address: &u64| config != 0b111 || !(NESTED_INPUTS).contains(address);
+    let nested = |address: &u64| config != 0b111 || !NESTED_INPUTS.contains(address);
     pointers.extend(tables.map(|step| step.raw & ADDRESS & !0xfff).filter(nested));
     pointers
 }
 
 /// True if the stream table entry asks for a stage 2 of 32 bits (S2AA64 clear; IHI 0070, 5.2.2), or the
-/// context descriptor for an output of a reserved size (IPS 7; 5.4): QEMU does not report an event but ends
+/// context descriptor for an output of more than 48 bits (IPS 6, 7; 5.4): QEMU does not report an event but ends
 /// itself.
 pub(super) fn ends_qemu<M: TableMemory>(memory: &M, root: &StreamRoot, stream: u32) -> bool {
     let Some(entry) = entry_at(memory, root, stream) else { return false };
@@ -240,7 +267,34 @@ pub(super) fn ends_qemu<M: TableMemory>(memory: &M, root: &StreamRoot, stream: u
     let has_stage2 = matches!((word(0) >> 1) & 7, 0b110 | 0b111);
     let descriptor = descriptor_at(memory, entry).and_then(|at| memory.load(at)).unwrap_or(0);
     let narrow = has_stage2 && word(2) & STAGE2_AA64 == 0;
-    word(0) & 1 != 0 && (narrow || descriptor >> 32 & 7 == 7)
+    word(0) & 1 != 0 && (narrow || descriptor >> 32 & 7 >= 6)
+}
+
+/// Where stage 2 is asked for the context descriptor, if it is.
+pub(super) fn nested_descriptor<M: TableMemory>(
+    memory: &M,
+    root: &StreamRoot,
+    stream: u32,
+) -> Option<u64> {
+    let word0 = memory.load(entry_at(memory, root, stream)?)?;
+    (word0 >> 1 & 7 == 0b111).then_some(word0 & ADDRESS & !0x3f)
+}
+
+/// The stage 2 that the stream table entry names.
+pub(super) fn stage2_of<M: TableMemory>(
+    memory: &M,
+    root: &StreamRoot,
+    stream: u32,
+) -> Option<Stage2> {
+    stage2_at(memory, entry_at(memory, root, stream)?)
+}
+
+fn stage2_at<M: TableMemory>(memory: &M, entry: PhysAddr) -> Option<Stage2> {
+    let word = |index: u64| memory.load(offset(entry, index * 8));
+    match StreamEntry::unpack(&[word(0)?, word(1)?, word(2)?, word(3)?])?.config {
+        StreamConfig::Stage2(second) | StreamConfig::Nested { second, .. } => Some(second),
+        _ => None,
+    }
 }
 
 /// Where the pointer to the leaf of `stream` is.
@@ -265,8 +319,7 @@ fn descriptor_at<M: TableMemory>(memory: &M, entry: PhysAddr) -> Option<PhysAddr
     match (word0 >> 1) & 7 {
         0b101 => Some(at),
         0b111 => {
-            let entry = StreamEntry::unpack(&[word0, word(1)?, word(2)?, word(3)?])?;
-            let StreamConfig::Nested { second, .. } = entry.config else { return None };
+            let second = stage2_at(memory, entry)?;
             let input = Iova::new(at.raw());
             let found = walk(second.format(), memory, second.root(), input, Access::READ);
             found.ok().map(|translation| translation.oa)
