@@ -151,10 +151,9 @@ impl Iommu {
     /// mapping for the access. `None` for an endpoint that does not exist.
     #[must_use]
     pub fn fault_reason(&self, endpoint: EndpointId) -> Option<FaultReason> {
-        Some(match self.endpoints.get(&endpoint)?.attached {
-            None => FaultReason::Domain,
-            Some(_) => FaultReason::Mapping,
-        })
+        let endpoint = self.endpoints.get(&endpoint)?;
+        let through_domain = endpoint.attached.is_some() && !endpoint.lent_to_firmware;
+        Some(if through_domain { FaultReason::Mapping } else { FaultReason::Domain })
     }
 
     /// Domains that exist, bypass domains too.

@@ -1,6 +1,7 @@
 //! Bypass, stop and go, resets, functions.
 
 use super::*;
+use crate::protocol::FaultReason;
 
 const IN_DOMAIN_1: Target = Target::Domain(DomainId::new(1));
 
@@ -142,6 +143,9 @@ fn without_bypass_a_function_that_was_reset_is_blocked_not_bypassed() {
     rig.host.take_calls();
     rig.iommu.function_reset(&mut rig.host, A);
     assert_eq!(rig.host.take_calls(), [attached_call(A, Target::Blocked)]);
+    assert_eq!(rig.iommu.fault_reason(A), Some(FaultReason::Domain));
+    rig.iommu.resume(&mut rig.host);
+    assert_eq!(rig.iommu.fault_reason(A), Some(FaultReason::Mapping));
 }
 
 #[test]
