@@ -7,6 +7,7 @@ fact iommu "$(dmesg | grep 'virtio_iommu.*input address' | sed 's/^[^]]*] //')"
 
 within 30 disk_at $disk_function || fail disk "no disk"
 disk=$(disk_at $disk_function)
+ready go
 fact sha256 "$(sha256sum "$disk" | cut -d ' ' -f 1)"
 attempt written disk-check write "$disk" direct 9 0 8388608
 drop_caches

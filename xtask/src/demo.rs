@@ -47,7 +47,9 @@ fn show(tools: &Tools, dir: &Path) -> Result<()> {
     let place = Place { tools, kit: tools.guest(NEWEST)?, dir };
     let mut stage = Stage::open(NAME, &SET, &place, LIMIT)?;
     let image = stage.image();
+    stage.until_ready("go")?;
     let before = sha256(&image)?;
+    stage.guest.talk.answer("go")?;
     stage.close()?;
     step.done("booted, ran, powered off");
     println!();
@@ -56,12 +58,12 @@ fn show(tools: &Tools, dir: &Path) -> Result<()> {
     for group in talk.facts("group") {
         say("guest", group);
     }
-    say("guest", &format!("disk of {DISK_MIB} MiB read: sha256 {}", talk.fact("sha256")?));
-    say("outside", &format!("its image before the boot: sha256 {before}"));
+    say("guest", &format!("disk of {DISK_MIB} MiB read:           sha256 {}", talk.fact("sha256")?));
+    say("outside", &format!("its image before:                sha256 {before}"));
     compare::equal("the checksum", talk.fact("sha256")?, &before)?;
     let after = sha256(&image)?;
-    say("guest", &format!("disk written and read again: sha256 {}", talk.fact("sha256-after")?));
-    say("outside", &format!("its image after the boot:  sha256 {after}"));
+    say("guest", &format!("disk written and read again:     sha256 {}", talk.fact("sha256-after")?));
+    say("outside", &format!("its image after:                 sha256 {after}"));
     compare::equal("the checksum", talk.fact("sha256-after")?, &after)?;
     say("guest", &format!("DMA engine, mapped: {}", talk.check("copy")?));
     say("guest", &format!("DMA engine, unmapped: {}", talk.check("unmapped")?));
