@@ -38,8 +38,8 @@ pub struct ArmStage2 {
 
 impl ArmStage2 {
     /// Tables of `levels` for inputs of `input_bits`, 25 to 48, and outputs of `output_bits`, 32 to 48.
-    /// The root table indexes 1 bit at least, and at most 4 more than a table below it: so many tables
-    /// are concatenated there.
+    /// SL0 must be able to say the levels: 2 to 4 with 4 KiB pages, else 1 to 3. The root table indexes
+    /// 1 bit at least, and at most 4 more than a table below it: so many tables are concatenated there.
     ///
     /// # Errors
     /// [`ArmConfigError`] for other widths, or if the levels do not suit them.
@@ -51,17 +51,16 @@ impl ArmStage2 {
     ) -> Result<Self, ArmConfigError> {
         arm::check_widths(input_bits, output_bits)?;
         let wrong = ArmConfigError::StartLevel { sl0: sl0(granule, levels), input_bits };
-        if levels == 0 || levels > max_levels(granule, output_bits) {
+        let fewest = lowest_start(granule);
+        if !(fewest..=fewest + MOST_ABOVE_LOWEST).contains(&levels) {
             return Err(wrong);
         }
         let index_bits = granule.lg2() - super::ENTRY_LG2;
-        let root_bits = input_bits.checked_sub(granule.lg2() + (levels - 1) * index_bits);
-        match root_bits {
-            Some(bits) if bits >= 1 && bits <= index_bits + CONCATENATED_LG2 => {
-                Ok(Self { shape: Shape::new(granule, levels, input_bits, output_bits) })
-            }
-            _ => Err(wrong),
+        let root_bits = input_bits.saturating_sub(granule.lg2() + (levels - 1) * index_bits);
+        if !(1..=index_bits + CONCATENATED_LG2).contains(&root_bits) {
+            return Err(wrong);
         }
+        Ok(Self { shape: Shape::new(granule, levels, input_bits, output_bits) })
     }
 
     /// The tables under `vtcr`, in the layout of VTCR_EL2 and of the STE's bits from S2T0SZ on, in a
@@ -79,8 +78,11 @@ impl ArmStage2 {
         let granule = Granule::from_tg0(tg0).ok_or(ArmConfigError::Granule { tg0 })?;
         let input_bits = 64 - arm::field(vtcr, 0, 6);
         let output_bits = arm::output_bits(arm::field(vtcr, 16, 3), system_bits)?;
-        let levels = arm::field(vtcr, 6, 2) + lowest_start(granule);
-        Self::new(granule, levels, input_bits, output_bits)
+        let sl0 = arm::field(vtcr, 6, 2);
+        if sl0 > most_sl0(granule, system_bits) {
+            return Err(ArmConfigError::StartLevel { sl0, input_bits });
+        }
+        Self::new(granule, sl0 + lowest_start(granule), input_bits, output_bits)
     }
 
     /// The VTCR_EL2 of these tables: what [`from_vtcr`](Self::from_vtcr) reads, write-back cacheable and
@@ -97,6 +99,9 @@ impl ArmStage2 {
     }
 }
 
+/// Levels that a walk may have beyond those with SL0 = 0: SL0 is at most 2.
+const MOST_ABOVE_LOWEST: u8 = 2;
+
 /// Levels of a walk with SL0 = 0 (D8.2.2).
 const fn lowest_start(granule: Granule) -> u8 {
     match granule {
@@ -110,11 +115,11 @@ const fn sl0(granule: Granule, levels: u8) -> u8 {
     levels.wrapping_sub(lowest_start(granule)) & 3
 }
 
-/// The most levels that a system with outputs of `output_bits` may start with (D8.2.2): SL0 = 2 needs
-/// 44 bits, with 16 KiB pages 42; SL0 = 3 needs extensions that are not offered.
-const fn max_levels(granule: Granule, output_bits: u8) -> u8 {
+/// The highest SL0 in a system with addresses of `system_bits` (D8.2.2): 2 needs 44 bits, with 16 KiB
+/// pages 42; 3 needs extensions that are not offered.
+const fn most_sl0(granule: Granule, system_bits: u8) -> u8 {
     let needed = if matches!(granule, Granule::K16) { 42 } else { 44 };
-    lowest_start(granule) + if output_bits >= needed { 2 } else { 1 }
+    if system_bits >= needed { MOST_ABOVE_LOWEST } else { MOST_ABOVE_LOWEST - 1 }
 }
 
 #[inline]
@@ -213,16 +218,19 @@ mod tests {
         for (tg0, t0sz, sl0, ps) in [
             (0, 20, 1, 5), // 44 bits from level 1: 32 tables
             (0, 25, 2, 5), // 39 bits from level 0: nothing left for the root
-            (0, 16, 2, 3), // level 0 with 42 bits of output
             (0, 16, 3, 5),
             (2, 16, 1, 5),
-            (2, 17, 2, 2),
             (1, 16, 0, 5),
-            (1, 16, 2, 3),
         ] {
             let error = ArmStage2::from_vtcr(vtcr(tg0, t0sz, sl0, ps), 48).unwrap_err();
             let sl0 = u8::try_from(sl0).unwrap();
             let input_bits = 64 - u8::try_from(t0sz).unwrap();
+            assert_eq!(error, ArmConfigError::StartLevel { sl0, input_bits });
+        }
+        for (granule, levels, input_bits, sl0) in
+            [(Granule::K4, 1, 25, 3), (Granule::K16, 0, 25, 3), (Granule::K64, u8::MAX, 48, 2)]
+        {
+            let error = ArmStage2::new(granule, levels, input_bits, 48).unwrap_err();
             assert_eq!(error, ArmConfigError::StartLevel { sl0, input_bits });
         }
         let refused = |vtcr| ArmStage2::from_vtcr(vtcr, 48).unwrap_err();
@@ -230,6 +238,18 @@ mod tests {
         assert_eq!(refused(vtcr(0, 15, 2, 5)), ArmConfigError::InputSize { input_bits: 49 });
         assert_eq!(refused(vtcr(0, 16, 2, 6)), ArmConfigError::OutputField { ps: 6 });
         assert_eq!(refused(1 << 19), ArmConfigError::Bits { wrong: 1 << 19 });
+    }
+
+    // D8.2.2: the size of the system's addresses decides, not PS
+    #[test]
+    fn the_highest_start_level_needs_a_wide_system() {
+        for (tg0, t0sz, input_bits, needed) in [(0, 16, 48, 44), (2, 17, 47, 42), (1, 16, 48, 44)] {
+            let vtcr = vtcr(tg0, t0sz, 2, 2);
+            let error = ArmStage2::from_vtcr(vtcr, needed - 1).unwrap_err();
+            assert_eq!(error, ArmConfigError::StartLevel { sl0: 2, input_bits });
+            let format = ArmStage2::from_vtcr(vtcr, needed).unwrap();
+            assert_eq!(format.geometry().output_bits, 40);
+        }
     }
 
     // D8.3.1.1, D8.3.1.2: page, block, table descriptor
