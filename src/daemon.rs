@@ -28,6 +28,9 @@ use crate::protocol::Event;
 use door::Door;
 use signal::StopRequest;
 
+/// How long the door stays shut when a front-end cannot be let in, for want of descriptors for one.
+const DOOR_SHUT: Duration = Duration::from_millis(500);
+
 /// What the epoll reports.
 mod token {
     use super::Token;
@@ -95,6 +98,7 @@ pub struct Daemon {
     heard: Vec<DeviceEvent>,
     turn: Turn,
     messages_left: bool,
+    /// When the front-end's half message is overdue, or the door opens again.
     deadline: Option<Instant>,
     _devices: Watched<OwnedFd>,
     _stop: Watched<StopRequest>,
@@ -184,7 +188,7 @@ impl Daemon {
 
     /// Waits until something is to do.
     fn wait(&mut self) -> Result<Ready, DaemonError> {
-        if self.connection.is_none() {
+        if self.connection.is_none() && self.deadline.is_none() {
             self.door.open(&self.poll, token::DOOR)?;
         }
         let timeout = match (std::mem::replace(&mut self.turn, Turn::Done), self.deadline) {
@@ -208,14 +212,28 @@ impl Daemon {
     /// Lets a front-end in, or serves the one that is there.
     fn serve_front_end(&mut self, ready: Ready) -> Result<(), DaemonError> {
         if self.connection.is_none() {
-            let Some(stream) = self.door.enter()? else { return Ok(()) };
-            let connection = Connection::new(stream, &self.device, &self.poll, token::FRONT_END)?;
-            self.connection = Some(connection);
-            log::info!("a front-end has connected");
+            if self.deadline.is_some() && !self.is_late() {
+                return Ok(());
+            }
+            self.deadline = None;
+            if let Err(error) = self.let_in() {
+                log::warn!("a front-end cannot be let in now: {error}");
+                self.door.shut();
+                self.deadline = Instant::now().checked_add(DOOR_SHUT);
+            }
         } else if !(ready.front_end || self.messages_left || self.is_late()) {
             return Ok(());
         }
         self.serve_messages();
+        Ok(())
+    }
+
+    /// Lets the next front-end in, if one is there.
+    fn let_in(&mut self) -> io::Result<()> {
+        let Some(stream) = self.door.enter()? else { return Ok(()) };
+        let connection = Connection::new(stream, &self.device, &self.poll, token::FRONT_END)?;
+        self.connection = Some(connection);
+        log::info!("a front-end has connected");
         Ok(())
     }
 
@@ -246,7 +264,7 @@ impl Daemon {
         self.log_counters();
     }
 
-    /// The rest of a message is overdue.
+    /// What the deadline was set for is due.
     fn is_late(&self) -> bool {
         self.deadline.is_some_and(|at| at <= Instant::now())
     }

@@ -66,6 +66,11 @@ impl Door {
         Ok(())
     }
 
+    /// Stops watching.
+    pub(super) fn shut(&mut self) {
+        self.watch = None;
+    }
+
     /// The front-end that has come, if any; the door is closed behind it.
     pub(super) fn enter(&mut self) -> io::Result<Option<UnixStream>> {
         match &mut self.way {

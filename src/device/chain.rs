@@ -112,15 +112,13 @@ impl Buffer {
         }
     }
 
-    /// Notes one descriptor.
+    /// Takes note of one descriptor.
     fn add(&mut self, descriptor: &Descriptor, ram: &GuestMemoryMmap) -> Result<(), BadChain> {
         let (address, bytes) = (descriptor.addr(), descriptor.len());
         let outside = BadChain::Outside { address: address.0, bytes };
         let length = usize::try_from(bytes).map_err(|_| outside)?;
-        if !GuestMemoryBackend::check_range(ram, address, length) {
-            return Err(outside);
-        }
         if descriptor.is_write_only() {
+            check(ram, address, length).ok_or(outside)?;
             self.writable.push(Piece { address, bytes });
             self.writable_bytes = self.writable_bytes.saturating_add(bytes);
             return Ok(());
@@ -130,9 +128,17 @@ impl Buffer {
         }
         let from = self.readable().len();
         let room = self.readable.get_mut(from..).unwrap_or_default();
+        if room.len() < length {
+            check(ram, address, length).ok_or(outside)?;
+        }
         let (now, _) = room.split_at_mut(room.len().min(length));
         ram.read_slice(now, address).map_err(|_| outside)?;
         self.readable_bytes = self.readable_bytes.saturating_add(bytes);
         Ok(())
     }
+}
+
+/// `Some` if all of a descriptor's bytes are guest memory.
+fn check(ram: &GuestMemoryMmap, address: GuestAddress, length: usize) -> Option<()> {
+    GuestMemoryBackend::check_range(ram, address, length).then_some(())
 }

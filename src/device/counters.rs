@@ -47,12 +47,6 @@ impl Counters {
         }
     }
 
-    /// Requests of one kind.
-    #[must_use]
-    pub fn of(&self, kind: RequestKind) -> u64 {
-        self.kinds.get(place(kind)).copied().unwrap_or_default()
-    }
-
     /// Buffers that were given back, requests or not.
     #[must_use]
     pub fn all(&self) -> u64 {

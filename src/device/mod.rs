@@ -268,7 +268,7 @@ impl<H: HostIommu> Device<H> {
         turn
     }
 
-    /// Whether rings indices and tables of the guest are used with `used_event` and `avail_event`.
+    /// Whether kicks and interrupts are asked for by index (virtio 1.4, 2.7.7.2 and 2.7.10).
     fn event_idx(&self) -> bool {
         self.negotiated.driver.contains(Features::RING_EVENT_IDX)
     }

@@ -238,3 +238,14 @@ fn a_daemon_without_a_front_end_starts_and_ends_quietly() {
     assert_eq!(daemon.stop().code(), Some(0));
     assert_eq!(daemon.counter("requests"), 0);
 }
+
+#[test]
+fn an_idle_daemon_needs_little_memory_and_no_processor_time() {
+    let daemon = Daemon::with(&["--log-level", "info"]);
+    let _guest = mapped(&daemon);
+    let before = daemon.cpu_ticks();
+    std::thread::sleep(Duration::from_millis(500));
+    let (ticks, rss) = (daemon.cpu_ticks() - before, daemon.rss_kib());
+    assert!(ticks <= 2, "{ticks} of 50 clock ticks with nothing to do");
+    assert!(rss < 8 * 1024, "{rss} KiB");
+}

@@ -18,4 +18,5 @@ mod hostile;
 mod life;
 mod negotiation;
 mod requests;
+mod rude;
 mod support;
