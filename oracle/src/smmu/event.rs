@@ -6,11 +6,25 @@ use viommu_pgtable::{Fault, Purpose, Stage};
 /// Bytes of an event record.
 pub(super) const EVENT_BYTES: u64 = 32;
 
-/// F_WALK_EABT: no memory at an entry of a page table.
-const WALK_ABORT: u8 = 0x0b;
-/// F_TRANSLATION to F_PERMISSION: what page tables say.
-const FIRST_WALK_EVENT: u8 = 0x10;
-const LAST_WALK_EVENT: u8 = 0x13;
+/// The numbers of events.
+pub(super) mod number {
+    /// F_STE_FETCH.
+    pub(in crate::smmu) const ENTRY_FETCH: u8 = 0x03;
+    /// C_BAD_STE.
+    pub(in crate::smmu) const BAD_ENTRY: u8 = 0x04;
+    /// F_CD_FETCH.
+    pub(in crate::smmu) const CONTEXT_FETCH: u8 = 0x09;
+    /// F_WALK_EABT: no memory at an entry of a page table.
+    pub(in crate::smmu) const WALK_ABORT: u8 = 0x0b;
+    /// F_TRANSLATION.
+    pub(in crate::smmu) const TRANSLATION: u8 = 0x10;
+    /// F_ADDR_SIZE.
+    pub(in crate::smmu) const ADDRESS_SIZE: u8 = 0x11;
+    /// F_ACCESS.
+    pub(in crate::smmu) const ACCESS: u8 = 0x12;
+    /// F_PERMISSION.
+    pub(in crate::smmu) const PERMISSION: u8 = 0x13;
+}
 
 /// Word 1, bits 35 and 39: RnW, S2. Bits 41:40: CLASS.
 const READ: u64 = 1 << 35;
@@ -87,8 +101,8 @@ impl Reason {
     /// The event of a walk whose `stage` was asked for `input`.
     pub(super) fn walk(event: u8, stage: Stage, class: Class, input: u64) -> Self {
         let stage2 = stage == Stage::Second;
-        let class = (event != WALK_ABORT).then_some(class);
-        let ipa = (stage2 && event != WALK_ABORT).then_some(input & IPA);
+        let class = (event != number::WALK_ABORT).then_some(class);
+        let ipa = (stage2 && event != number::WALK_ABORT).then_some(input & IPA);
         Self { event: Some(event), walk: Some(Walk { stage2, class, ipa }) }
     }
 }
@@ -99,8 +113,8 @@ impl Record {
         let [word0, word1, input, address] = words;
         let [event, _, _, _, stream @ ..] = word0.to_le_bytes();
         let stream = u32::from_le_bytes(stream);
-        let about_walk =
-            event == WALK_ABORT || (FIRST_WALK_EVENT..=LAST_WALK_EVENT).contains(&event);
+        let about_walk = event == number::WALK_ABORT
+            || (number::TRANSLATION..=number::PERMISSION).contains(&event);
         let class = match (word1 >> CLASS_SHIFT) & 3 {
             0 => Some(Class::Descriptor),
             1 => Some(Class::TableEntry),
@@ -108,7 +122,7 @@ impl Record {
             _ => None,
         };
         let stage2 = word1 & STAGE2 != 0;
-        let told = event != WALK_ABORT;
+        let told = event != number::WALK_ABORT;
         let walk = Walk {
             stage2,
             class: class.filter(|_| told),

@@ -3,8 +3,11 @@
 mod event;
 mod exceptions;
 mod mode;
+mod predict;
 mod registers;
 mod route;
+mod seen;
+mod structures;
 mod tables;
 
 use std::rc::Rc;
@@ -82,7 +85,7 @@ impl Smmu {
     /// True if a lookup or walk may follow an address to a device, whose memory is not ours to read.
     fn meets_devices(&self, probe: &Probe) -> bool {
         let (ram, root) = (self.tables.ram(), self.tables.root());
-        let followed = route::followed(ram, &root, self.stream(probe), probe.iova);
+        let followed = structures::followed(ram, &root, self.stream(probe), probe.iova);
         followed.iter().any(|at| {
             let address = at & 0xffff_ffff_ffff;
             address < DEVICES_END || DEVICES.contains(&address)
@@ -111,7 +114,7 @@ impl Subject for Smmu {
     fn words(&self, probe: &Probe) -> Words {
         let (ram, root) = (self.tables.ram(), self.tables.root());
         let mut words = Words {
-            structures: route::structures(ram, &root, self.stream(probe)),
+            structures: structures::words(ram, &root, self.stream(probe)),
             entries: Vec::new(),
         };
         let path = route::path(ram, &root, self.stream(probe), probe.iova);
@@ -135,8 +138,8 @@ impl Subject for Smmu {
         // Arm's walks leave no marks here
         let marks = Marks::new();
         let end = route::end(ram, &root, request, false);
-        let silent = route::is_silent(ram, &root, self.stream(probe));
-        let excepted = exceptions::predict(ram, &root, request, end);
+        let silent = structures::is_silent(ram, &root, self.stream(probe));
+        let excepted = predict::predict(ram, &root, request, end);
         let excepted =
             excepted.map(|(exception, end)| Excepted { exception, end, marks: Marks::new() });
         Verdict { end, marks, silent, excepted }
@@ -144,8 +147,8 @@ impl Subject for Smmu {
 
     fn can_observe(&self, probe: &Probe, verdict: &Verdict<Reason>) -> bool {
         let lands = verdict.targets().iter().all(|at| LANDING.contains(*at));
-        let survives =
-            !route::ends_qemu(self.tables.ram(), &self.tables.root(), self.stream(probe));
+        let (ram, root) = (self.tables.ram(), self.tables.root());
+        let survives = !predict::ends_qemu(ram, &root, self.stream(probe));
         lands && survives && !self.meets_devices(probe)
     }
 
