@@ -3,7 +3,8 @@
 //! [`parse`] makes an [`Invocation`] of the arguments: everything is checked before anything is
 //! done. Conventions are those of QEMU's backend programs (QEMU, vhost-user protocol, "Backend
 //! program conventions"): exactly one of `--socket-path` and `--fd`; `--print-capabilities` prints
-//! and ignores the rest. Exit codes: 0 at an ordered end, 1 at a failure, 2 for a wrong command line.
+//! and ignores the rest. Exit codes: 0 at an ordered end, 1 at a failure, 2 for a wrong command
+//! line.
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -76,7 +77,12 @@ struct Viot {
     #[arg(long, value_name = "BDF", value_parser = one_function)]
     iommu: EndpointId,
     /// Functions behind it: [SSSS:]BB:DD.F[-[SSSS:]BB:DD.F]; again for more.
-    #[arg(long = "endpoint", value_name = "RANGE", required = true, value_parser = FunctionRange::parse)]
+    #[arg(
+        long = "endpoint",
+        value_name = "RANGE",
+        required = true,
+        value_parser = FunctionRange::parse
+    )]
     endpoints: Vec<FunctionRange>,
     /// Where the table goes.
     #[arg(long, value_name = "FILE")]
@@ -91,7 +97,8 @@ struct Serve {
     /// Take the front-end's connection, or a socket that listens, from this inherited descriptor.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     fd: Option<RawFd>,
-    /// An endpoint, or a range of them: [SSSS:]BB:DD.F[-[SSSS:]BB:DD.F][,socket=PATH][,pasid-bits=0].
+    /// An endpoint, or a range of them:
+    /// [SSSS:]BB:DD.F[-[SSSS:]BB:DD.F][,socket=PATH][,pasid-bits=0].
     ///
     /// socket=PATH is where its device process connects; for a range, PATH is a folder with one
     /// socket for each, named SSSS:BB:DD.F. Numbers are hexadecimal. Again for more endpoints.
@@ -106,33 +113,54 @@ struct Serve {
     /// Page sizes for the guest's mappings: sizes with + between them, or a mask in hex.
     #[arg(long, value_name = "MASK", default_value = "4K+2M+1G", value_parser = page_sizes)]
     page_sizes: PageSizes,
-    /// Keep the guest's IOVAs in this window, both ends inclusive; for instance in plain RAM, so that
-    /// stock vhost-user-*-pci devices work behind us.
+    /// Keep the guest's IOVAs in this window, both ends inclusive; for instance in plain RAM, so
+    /// that stock vhost-user-*-pci devices work behind us.
     #[arg(long, value_name = "START-END", value_parser = config::window)]
     iova_window: Option<IovaRange>,
-    /// Whether DMA of an endpoint that is attached to nothing passes when a front-end comes. Firmware
-    /// needs it on to read a disk.
+    /// Whether DMA of an endpoint that is attached to nothing passes when a front-end comes.
+    /// Firmware needs it on to read a disk.
     #[arg(long, value_name = "on|off", default_value = "on")]
     boot_bypass: Switch,
     /// Domains that the guest can have at once.
-    #[arg(long, value_name = "N", default_value_t = 1 << 16, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1 << 16,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     max_domains: u32,
     /// Mappings that each domain can hold.
-    #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1 << 20,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     max_mappings: u32,
     /// Memory for translation tables, bytes (K, M, G); only what is used is taken.
     #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = bytes)]
     table_memory: Bytes,
     /// Poll the request queue for so long after work before sleeping, microseconds.
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MAX_POLL_US))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        value_parser = clap::value_parser!(u64).range(..=MAX_POLL_US)
+    )]
     poll_us: u64,
     /// Wait for a device process that does not let go of a translation, milliseconds.
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=MAX_STUCK_MS))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1000,
+        value_parser = clap::value_parser!(u64).range(1..=MAX_STUCK_MS)
+    )]
     stuck_ms: u64,
     /// What becomes of it then.
     #[arg(long, value_enum, value_name = "ACTION", default_value_t = StuckDevice::Kill)]
     stuck_device: StuckDevice,
-    /// Whether the daemon locks itself in once everything is open: no capabilities, landlock, seccomp.
+    /// Whether the daemon locks itself in once everything is open: no capabilities, landlock,
+    /// seccomp.
     #[arg(long, value_enum, value_name = "auto|none", default_value_t = Sandbox::Auto)]
     sandbox: Sandbox,
     /// What is logged: off, error, warn, info, debug or trace.
@@ -161,8 +189,8 @@ struct PageSizes(u64);
 /// What the arguments, the program's name first, ask for.
 ///
 /// # Errors
-/// A usage error, or what `--help` and `--version` print: [`clap::Error::exit`] prints it in the right
-/// place and ends with 2 or 0.
+/// A usage error, or what `--help` and `--version` print: [`clap::Error::exit`] prints it in the
+/// right place and ends with 2 or 0.
 pub fn parse<I, T>(arguments: I) -> Result<Invocation, clap::Error>
 where
     I: IntoIterator<Item = T>,

@@ -199,7 +199,8 @@ pub fn endpoints(options: &[EndpointOption]) -> Result<Vec<EndpointConfig>, Conf
 /// The IOVAs that can be mapped: `input_bits` wide, or the `window` in that.
 ///
 /// # Errors
-/// [`ConfigError`]: a width that no table has; a window outside or not on pages of `page_size_mask`.
+/// [`ConfigError`]: a width that no table has; a window outside or not on pages of
+/// `page_size_mask`.
 pub fn input(
     input_bits: u8,
     window: Option<IovaRange>,

@@ -1,7 +1,7 @@
 //! Act and commit: the host first, then the state.
 //!
-//! In each plan the calls that can fail come first, and all but the last of them are undone by calls
-//! that cannot. So a refusal leaves host and state as they were.
+//! In each plan the calls that can fail come first, and all but the last of them are undone by
+//! calls that cannot. So a refusal leaves host and state as they were.
 
 use viommu_backend::{DomainId, HostError, HostIommu, Target};
 use viommu_pasid::{EndpointId, Requester};
@@ -28,8 +28,8 @@ impl Iommu {
         }
     }
 
-    /// The new domain is made and takes the endpoint before the old one ends: a DMA meets one of the
-    /// two, whole.
+    /// The new domain is made and takes the endpoint before the old one ends: a DMA meets one of
+    /// the two, whole.
     fn attach(&mut self, host: &mut dyn HostIommu, attach: &Attach) -> Result<(), HostError> {
         let id = attach.domain;
         let made = (!self.domains.contains_key(&id)).then(|| Domain::new(attach.bypass));
@@ -58,8 +58,8 @@ impl Iommu {
         Ok(())
     }
 
-    /// Notes that the host sends the DMA of `id` to `target` now, on behalf of domain `to`. The domain
-    /// that it leaves ends with its last endpoint (D4).
+    /// Notes that the host sends the DMA of `id` to `target` now, on behalf of domain `to`. The
+    /// domain that it leaves ends with its last endpoint (D4).
     pub(super) fn move_endpoint(
         &mut self,
         host: &mut dyn HostIommu,
@@ -125,8 +125,8 @@ impl Iommu {
     }
 }
 
-/// A mapping without READ and WRITE holds its range against other MAPs and permits nothing, which is
-/// what no mapping permits: tables cannot tell the two apart, so the host is not asked.
+/// A mapping without READ and WRITE holds its range against other MAPs and permits nothing, which
+/// is what no mapping permits: tables cannot tell the two apart, so the host is not asked.
 fn reaches_host(mapping: &Mapping) -> bool {
     !mapping.access().is_empty()
 }

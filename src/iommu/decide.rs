@@ -83,9 +83,10 @@ impl Iommu {
         Ok(Plan::Detach(detach.endpoint))
     }
 
-    /// True if `detach` is what Linux sends when it releases an endpoint of its identity domain: that
-    /// domain has the first number of the range, but the request says 0. Only where 0 is no domain's
-    /// number can it mean nothing else. D3 lets the device reject it; Linux would then warn.
+    /// True if `detach` is what Linux sends when it releases an endpoint of its identity domain:
+    /// that domain has the first number of the range, but the request says 0. Only where 0 is no
+    /// domain's number can it mean nothing else. D3 lets the device reject it; Linux would then
+    /// warn.
     fn means_identity_domain(&self, detach: &Detach, attached: DomainId) -> bool {
         let named = detach.domain.raw();
         named == 0

@@ -1,13 +1,13 @@
 //! What happens to the IOMMU as a whole: bypass, stop and go of the rings, resets.
 //!
-//! Stop of a guest, reset of the device and reboot look alike at first: both rings stop. So they park:
-//! what goes through a domain waits. How the rings start again tells which it was, and the caller says
-//! [`resume`](Iommu::resume) or [`reset`](Iommu::reset).
+//! Stop of a guest, reset of the device and reboot look alike at first: both rings stop. So they
+//! park: what goes through a domain waits. How the rings start again tells which it was, and the
+//! caller says [`resume`](Iommu::resume) or [`reset`](Iommu::reset).
 //!
-//! Firmware that boots meanwhile wants its disk before any driver resets the IOMMU. An endpoint whose
-//! function was reset, and which is parked, is therefore lent to it: its DMA goes as if it were
-//! attached to nothing. While the rings run, a reset of a function changes nothing: a guest's process
-//! that owns a function may reset it, and must not leave its domain by that.
+//! Firmware that boots meanwhile wants its disk before any driver resets the IOMMU. An endpoint
+//! whose function was reset, and which is parked, is therefore lent to it: its DMA goes as if it
+//! were attached to nothing. While the rings run, a reset of a function changes nothing: a guest's
+//! process that owns a function may reset it, and must not leave its domain by that.
 
 use viommu_backend::{HostError, HostIommu, Target};
 use viommu_pasid::{EndpointId, Requester};
@@ -71,8 +71,8 @@ impl Iommu {
 
     /// The rings go on where they stopped: everything is attached as before the park. Idempotent.
     ///
-    /// An endpoint that was lent to firmware goes back to its domain before any access that waits goes
-    /// on; it is blocked if the host refuses that.
+    /// An endpoint that was lent to firmware goes back to its domain before any access that waits
+    /// goes on; it is blocked if the host refuses that.
     pub fn resume(&mut self, host: &mut dyn HostIommu) {
         if self.phase != Phase::Parked {
             return;
@@ -108,8 +108,8 @@ impl Iommu {
         }
     }
 
-    /// The front-end is gone, and with it the guest: a [`reset`](Self::reset), and `bypass` is what it
-    /// is at boot.
+    /// The front-end is gone, and with it the guest: a [`reset`](Self::reset), and `bypass` is what
+    /// it is at boot.
     pub fn front_end_gone(&mut self, host: &mut dyn HostIommu) {
         self.bypass = self.settings.boot_bypass;
         self.reset(host);
@@ -128,7 +128,8 @@ impl Iommu {
     }
 
     /// The function of `endpoint` is about to do DMA again. What it was lent, it keeps until
-    /// [`resume`](Self::resume) or [`reset`](Self::reset). An endpoint that does not exist is ignored.
+    /// [`resume`](Self::resume) or [`reset`](Self::reset). An endpoint that does not exist is
+    /// ignored.
     pub fn function_started(&mut self, endpoint: EndpointId) {
         if let Some(state) = self.endpoints.get_mut(&endpoint) {
             state.function = Function::Started;

@@ -147,8 +147,8 @@ impl Iommu {
         self.bypass
     }
 
-    /// Why the host refused an access of `endpoint`: it is attached to nothing, or its domain has no
-    /// mapping for the access. `None` for an endpoint that does not exist.
+    /// Why the host refused an access of `endpoint`: it is attached to nothing, or its domain has
+    /// no mapping for the access. `None` for an endpoint that does not exist.
     #[must_use]
     pub fn fault_reason(&self, endpoint: EndpointId) -> Option<FaultReason> {
         let endpoint = self.endpoints.get(&endpoint)?;

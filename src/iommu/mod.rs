@@ -1,40 +1,41 @@
 //! The state machine: which request is right, what it changes, and how the host follows.
 //!
-//! What it is: domains, their mappings and who is attached to what (virtio 1.4, 5.13.6). It needs no
-//! virtqueue, no socket and no clock; a [`HostIommu`](viommu_backend::HostIommu) makes its decisions
-//! take effect.
+//! What it is: domains, their mappings and who is attached to what (virtio 1.4, 5.13.6). It needs
+//! no virtqueue, no socket and no clock; a [`HostIommu`](viommu_backend::HostIommu) makes its
+//! decisions take effect.
 //!
 //! # One request
 //!
 //! Decide: pure, a plan or a status. Act: the host is told, in an order in which only the last call
-//! that can fail needs no undoing. Commit: the state follows. A refused request leaves state and host
-//! as they were, whichever call was refused.
+//! that can fail needs no undoing. Commit: the state follows. A refused request leaves state and
+//! host as they were, whichever call was refused.
 //!
 //! # What it guarantees
 //!
-//! - Statuses are those of the conformance rows (A1 to P7, R1) that `docs/spec-coverage.md` lists. Of
-//!   several that fit, the first of this order wins:
-//!   1. INVAL: what [`decode`](crate::protocol::decode) sees: reserved fields, flags, reversed ranges;
+//! - Statuses are those of the conformance rows (A1 to P7, R1) that `docs/spec-coverage.md` lists.
+//!   Of several that fit, the first of this order wins:
+//!   1. INVAL: what [`decode`](crate::protocol::decode) sees: reserved fields, flags, reversed
+//!      ranges;
 //!   2. NOENT: endpoint, domain (an unknown domain of a DETACH is INVAL);
 //!   3. INVAL: the wrong kind of domain; an endpoint that is not in it;
-//!   4. RANGE: a domain number that an ATTACH cannot use; alignment, input and output range of a MAP;
-//!      an UNMAP that would split;
-//!   5. INVAL: a MAP over reserved memory or over another mapping; UNSUPP: an ATTACH to a domain whose
-//!      mappings lie over the endpoint's reserved memory;
+//!   4. RANGE: a domain number that an ATTACH cannot use; alignment, input and output range of a
+//!      MAP; an UNMAP that would split;
+//!   5. INVAL: a MAP over reserved memory or over another mapping; UNSUPP: an ATTACH to a domain
+//!      whose mappings lie over the endpoint's reserved memory;
 //!   6. NOMEM: a limit of [`Settings`];
 //!   7. what the host says.
 //! - MAP and UNMAP cost O(log n) plus the mappings they touch; a MAP that is refused costs no more.
-//! - A domain dies with its last endpoint, its mappings with it (D4): also by an ATTACH elsewhere, for
-//!   Linux sends no DETACH.
+//! - A domain dies with its last endpoint, its mappings with it (D4): also by an ATTACH elsewhere,
+//!   for Linux sends no DETACH.
 //! - Everything a guest can make grow has a limit in [`Settings`].
-//! - DMA of an endpoint that is attached to nothing goes where `bypass` says, and nowhere if the host
-//!   refuses that.
+//! - DMA of an endpoint that is attached to nothing goes where `bypass` says, and nowhere if the
+//!   host refuses that.
 //!
 //! # What the caller does
 //!
-//! [`HostIommu::sync`](viommu_backend::HostIommu::sync) is never called here. The caller calls it once
-//! after a batch of requests and before it publishes their replies, and likewise after each other
-//! method that is given a host: what they withdrew is out of use only then.
+//! [`HostIommu::sync`](viommu_backend::HostIommu::sync) is never called here. The caller calls it
+//! once after a batch of requests and before it publishes their replies, and likewise after each
+//! other method that is given a host: what they withdrew is out of use only then.
 //!
 //! # What it leaves out
 //!

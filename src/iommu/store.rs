@@ -1,9 +1,9 @@
 //! The mappings of one domain, in order.
 //!
-//! Mappings lie side by side in chunks, and a tree leads to the chunks by the lowest address that each
-//! may hold. A guest's million mappings need a tree of some twenty thousand entries then, which stays
-//! in the processor's caches, and one chunk of memory: a tree of single mappings costs a wait for
-//! memory at each of its levels.
+//! Mappings lie side by side in chunks, and a tree leads to the chunks by the lowest address that
+//! each may hold. A guest's million mappings need a tree of some twenty thousand entries then,
+//! which stays in the processor's caches, and one chunk of memory: a tree of single mappings costs
+//! a wait for memory at each of its levels.
 
 mod chunk;
 
@@ -42,8 +42,8 @@ pub(super) struct Inside {
 /// Mappings that do not overlap, ordered by their starts.
 #[derive(Debug)]
 pub(super) struct Mappings<const N: usize = DEFAULT_CHUNK> {
-    /// The place of each chunk, by the lowest start that it may hold; the first chunk's is 0, and it
-    /// alone may be empty.
+    /// The place of each chunk, by the lowest start that it may hold; the first chunk's is 0, and
+    /// it alone may be empty.
     order: BTreeMap<Iova, usize>,
     /// `None` at the places in `unused`.
     chunks: Vec<Option<Box<Chunk<N>>>>,
@@ -59,9 +59,9 @@ impl<const N: usize> Default for Mappings<N> {
 }
 
 impl<const N: usize> Mappings<N> {
-    /// A chunk that a removal leaves with fewer is put together with a neighbour if both fit into one.
-    /// So of two neighbours one has as many or more, and memory follows the number of mappings: some
-    /// 40 bytes each, 200 at worst.
+    /// A chunk that a removal leaves with fewer is put together with a neighbour if both fit into
+    /// one. So of two neighbours one has as many or more, and memory follows the number of
+    /// mappings: some 40 bytes each, 200 at worst.
     const FEW: usize = N / 4;
 
     /// How many there are.
@@ -110,8 +110,8 @@ impl<const N: usize> Mappings<N> {
         self.add_chunk(upper);
     }
 
-    /// The mappings that share an address with `range`, each of which lies inside it. Since mappings do
-    /// not overlap, only those at its two ends can fail to.
+    /// The mappings that share an address with `range`, each of which lies inside it. Since
+    /// mappings do not overlap, only those at its two ends can fail to.
     pub(super) fn inside(&self, range: &IovaRange) -> Result<Inside, WouldSplit> {
         let inside = self.find(range.start(), range);
         let Some(chunk) = self.chunk(inside.place) else { return Ok(inside) };
@@ -127,8 +127,8 @@ impl<const N: usize> Mappings<N> {
         if last.is_some_and(|last| last > range.last()) { Err(WouldSplit) } else { Ok(inside) }
     }
 
-    /// Removes the mappings that [`inside`](Self::inside) has just found for `range`, and hands each
-    /// out, in order.
+    /// Removes the mappings that [`inside`](Self::inside) has just found for `range`, and hands
+    /// each out, in order.
     pub(super) fn remove(
         &mut self,
         range: &IovaRange,
@@ -166,7 +166,8 @@ impl<const N: usize> Mappings<N> {
         found.map_or((Iova::new(0), 0), |(lowest, place)| (*lowest, *place))
     }
 
-    /// The mappings that start inside `range`, of the chunk that may hold one that starts at `from`.
+    /// The mappings that start inside `range`, of the chunk that may hold one that starts at
+    /// `from`.
     fn find(&self, from: Iova, range: &IovaRange) -> Inside {
         let (lowest, place) = self.chunk_of(from);
         let (mut at, mut end) = (0, 0);

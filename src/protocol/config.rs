@@ -29,7 +29,10 @@ pub struct ConfigSpace {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigWriteError {
     /// Not inside the space.
-    #[error("{bytes} bytes at {offset}, but the configuration space has {len}", len = ConfigSpace::BYTES)]
+    #[error(
+        "{bytes} bytes at {offset}, but the configuration space has {len}",
+        len = ConfigSpace::BYTES
+    )]
     OutOfBounds {
         /// First byte.
         offset: u32,
@@ -70,11 +73,11 @@ impl ConfigSpace {
         }
     }
 
-    /// What a driver's write of `bytes` at `offset` does: the new value of `bypass`, or `None` if it
-    /// stays as it is.
+    /// What a driver's write of `bytes` at `offset` does: the new value of `bypass`, or `None` if
+    /// it stays as it is.
     ///
-    /// All other fields are read-only: bytes for them are ignored. A VMM may send the whole space for
-    /// each write of the guest's, and what the guest once tried to write comes back with it.
+    /// All other fields are read-only: bytes for them are ignored. A VMM may send the whole space
+    /// for each write of the guest's, and what the guest once tried to write comes back with it.
     /// `bypass` is ignored too unless BYPASS_CONFIG was `negotiated`.
     ///
     /// # Errors

@@ -133,8 +133,8 @@ pub enum Decoded {
     Request {
         /// Its type.
         kind: RequestKind,
-        /// Length of the reply and used length: the first bytes of the writable part. At least 4, at
-        /// most `probe_size` + 4.
+        /// Length of the reply and used length: the first bytes of the writable part. At least 4,
+        /// at most `probe_size` + 4.
         reply_bytes: usize,
         /// The request, or the status that answers it because a field breaks a rule.
         request: Result<Request, Status>,

@@ -1,7 +1,8 @@
-//! The structures as they lie in guest memory (virtio 1.4, 5.13.4 and 5.13.6): little-endian, packed.
+//! The structures as they lie in guest memory (virtio 1.4, 5.13.4 and 5.13.6): little-endian,
+//! packed.
 //!
-//! Each is named after the specification's, and holds only one direction: what the device reads of a
-//! request, or what it writes.
+//! Each is named after the specification's, and holds only one direction: what the device reads of
+//! a request, or what it writes.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -97,8 +97,8 @@ fn as_many_nodes_as_the_table_can_count_are_taken_and_one_more_is_not() {
     assert_eq!(table_of("fffe:00:00.0-ffff:00:00.0"), Err(ViotError::TooManyNodes));
 }
 
-/// ACPI's compiler, as a second reader of the same bytes. Without one that knows the table (2021 and
-/// later) the test says so and ends.
+/// ACPI's compiler, as a second reader of the same bytes. Without one that knows the table (2021
+/// and later) the test says so and ends.
 #[test]
 fn iasl_reads_what_was_meant() {
     let folder = tempfile::tempdir().unwrap();

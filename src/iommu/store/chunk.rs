@@ -9,8 +9,8 @@ const NO_START: Iova = Iova::new(u64::MAX);
 
 /// Up to `N` mappings, ordered by their starts.
 ///
-/// Each part of a mapping has an array of its own. A search reads the starts alone, and all of them:
-/// loads that do not wait for each other, where halving would wait for memory at each step.
+/// Each part of a mapping has an array of its own. A search reads the starts alone, and all of
+/// them: loads that do not wait for each other, where halving would wait for memory at each step.
 #[derive(Debug)]
 pub(super) struct Chunk<const N: usize> {
     starts: [Iova; N],

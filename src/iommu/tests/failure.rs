@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// Runs `step` on rigs that `prepare` makes, with the first, second, ... fallible call refused, until
-/// one has no call left to refuse. Each refusal must leave everything as it was.
+/// Runs `step` on rigs that `prepare` makes, with the first, second, ... fallible call refused,
+/// until one has no call left to refuse. Each refusal must leave everything as it was.
 fn every_refusal_is_undone(prepare: impl Fn() -> Rig, step: impl Fn(&mut Rig) -> bool) -> u64 {
     for nth in 0.. {
         let mut rig = prepare();

@@ -1,7 +1,7 @@
 //! The state machine and a naive model, driven by the same random steps.
 //!
-//! The model keeps lists and scans them. After each step replies must be the same, and what the host
-//! holds must be what the model says: domains, mappings, where each endpoint goes, who waits.
+//! The model keeps lists and scans them. After each step replies must be the same, and what the
+//! host holds must be what the model says: domains, mappings, where each endpoint goes, who waits.
 
 use std::collections::BTreeMap;
 
