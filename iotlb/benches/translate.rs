@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use viommu_iotlb::{Device, Hub, HubConfig, Withdrawn};
 use viommu_pasid::vtd::{AddressWidth, PasidEntry, PasidTable, RootTable, Translation};
-use viommu_pasid::{EndpointId, Requester};
+use viommu_pasid::{EndpointId, Requester, Structures};
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr, Table, VtdSecond};
 use vm_memory::iommu::Iotlb;
 use vm_memory::{GuestAddress, Permissions};
@@ -91,7 +91,7 @@ impl World {
         pasids.set(store, 0, &PasidEntry { domain_tag: 1, translation }).unwrap();
         let root = RootTable::new(store).unwrap();
         root.set_context(store, ENDPOINT.bdf(), &pasids.context()).unwrap();
-        self.hub.listen(ENDPOINT, root.root(), 0, &socket).unwrap();
+        self.hub.listen(ENDPOINT, Structures::Vtd { root: root.root() }, 0, &socket).unwrap();
         let (done, device) = channel();
         std::thread::spawn(move || done.send(Device::connect(socket).unwrap()).unwrap());
         loop {

@@ -23,7 +23,7 @@ pub const VERSION: u32 = 1;
 /// First word of the region: `"viotlb\0\1"`.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"viotlb\0\x01");
 
-/// Where tables are by default: above what a guest of 2^51 bytes can have, below VT-d's 52 bits.
+/// Where VT-d's tables are by default: above what a guest of 2^51 bytes can have, below 52 bits.
 pub const DEFAULT_TABLE_BASE: u64 = 1 << 51;
 
 /// Readers of one connection: one for each queue or thread of a device; a slot is one bit of a word.
@@ -47,6 +47,8 @@ pub(crate) const PAGE_LEN: usize = 4096;
 pub enum Arch {
     /// VT-d, scalable mode.
     Vtd,
+    /// SMMUv3.
+    SmmuV3,
 }
 
 impl Arch {
@@ -55,6 +57,16 @@ impl Arch {
     pub const fn raw(self) -> u64 {
         match self {
             Self::Vtd => 1,
+            Self::SmmuV3 => 2,
+        }
+    }
+
+    /// Width of the addresses in its structures, bits: the region ends at or below.
+    #[must_use]
+    pub const fn address_bits(self) -> u8 {
+        match self {
+            Self::Vtd => 52,
+            Self::SmmuV3 => 48,
         }
     }
 
@@ -63,6 +75,7 @@ impl Arch {
     pub const fn from_raw(raw: u64) -> Option<Self> {
         match raw {
             1 => Some(Self::Vtd),
+            2 => Some(Self::SmmuV3),
             _ => None,
         }
     }

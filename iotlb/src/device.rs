@@ -212,5 +212,5 @@ fn map(socket: OwnedFd, welcome: &Welcome, fds: Vec<OwnedFd>) -> io::Result<Link
     Mapping::check_sealed(&slot)?;
     let slot = Mapping::map(slot, SLOT_LEN, Rights::ReadWrite)?;
     let slot = Shared::new(Arc::new(slot)).ok_or_else(|| invalid("slot memory is too short"))?;
-    Ok(Link::new(view, slot, (socket, doorbell), welcome))
+    Link::new(view, slot, (socket, doorbell), welcome)
 }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with,
 };
-use viommu_pasid::EndpointId;
+use viommu_pasid::{EndpointId, Structures};
 
 use crate::abi::{self, State};
 use crate::conn::{Connection, SLOT_LEN};
@@ -158,10 +158,15 @@ impl Hub {
     fn welcome(&mut self, id: u64, socket: OwnedFd, endpoint: EndpointId) -> io::Result<()> {
         let found = self.endpoints.get_mut(&endpoint).ok_or(io::ErrorKind::NotFound)?;
         let (connection, slot_fd) = Connection::new(socket, endpoint, found.state)?;
+        let (root, root_config) = match &found.structures {
+            Structures::Vtd { root } => (root.raw(), 0),
+            Structures::SmmuV3(root) => (root.base().raw(), root.base_config()),
+        };
         let message = Message::Welcome(Welcome {
             endpoint: endpoint.raw(),
             pasid_bits: u32::from(found.pasid_bits),
-            root: found.root.raw(),
+            root,
+            root_config,
             region_bytes: self.region.bytes(),
             slot_bytes: SLOT_LEN as u64,
         });

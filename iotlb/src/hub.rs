@@ -9,10 +9,9 @@ use std::time::Duration;
 use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll};
 use rustix::net::RecvFlags;
-use viommu_pasid::EndpointId;
-use viommu_pgtable::PhysAddr;
+use viommu_pasid::{EndpointId, Structures};
 
-use crate::abi::State;
+use crate::abi::{Arch, State};
 use crate::config::{HubConfig, StuckPolicy};
 use crate::conn::{Connection, ReaderCounters};
 use crate::event::{Counters, DeviceEvent};
@@ -29,7 +28,7 @@ const MESSAGES_PER_VISIT: usize = 8;
 /// One endpoint with a socket.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    pub(crate) root: PhysAddr,
+    pub(crate) structures: Structures,
     pub(crate) pasid_bits: u8,
     /// What its readers are told, those of future connections included.
     pub(crate) state: State,
@@ -170,22 +169,26 @@ impl Hub {
     }
 
     /// Listens at `path` for processes that do the DMA of `endpoint`. Its way through the tables begins
-    /// at the root table `root`. A socket left over at `path` is replaced; anything else is not.
+    /// at `structures`, which lie in the region. A socket left over at `path` is replaced; anything else is not.
     ///
     /// The socket's file can be opened by its owner only: who may be the device is decided by its
     /// permissions and its folder's.
     ///
     /// # Errors
-    /// `AlreadyExists` if the endpoint has a socket, or `path` is something else; what the kernel says.
+    /// `AlreadyExists` if the endpoint has a socket, or `path` is something else; `InvalidInput` if
+    /// `structures` are another architecture's than the region's; what the kernel says.
     pub fn listen(
         &mut self,
         endpoint: EndpointId,
-        root: PhysAddr,
+        structures: Structures,
         pasid_bits: u8,
         path: &Path,
     ) -> io::Result<()> {
         if self.endpoints.contains_key(&endpoint) {
             return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        if self.region.arch() != arch_of(&structures) {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
         let listener = crate::greet::listener(path)?;
         let data = Token::Listener(endpoint).data();
@@ -193,7 +196,8 @@ impl Hub {
         let path = path.to_owned();
         let (state, connections) = (State::Running, Vec::new());
         let complained = false;
-        let new = Endpoint { root, pasid_bits, state, listener, connections, complained, path };
+        let new =
+            Endpoint { structures, pasid_bits, state, listener, connections, complained, path };
         self.endpoints.insert(endpoint, new);
         Ok(())
     }
@@ -373,6 +377,13 @@ impl Hub {
     fn ring(&self) {
         // full means that it rings
         let _ringing = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+const fn arch_of(structures: &Structures) -> Arch {
+    match structures {
+        Structures::Vtd { .. } => Arch::Vtd,
+        Structures::SmmuV3(_) => Arch::SmmuV3,
     }
 }
 

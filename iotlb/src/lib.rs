@@ -44,8 +44,8 @@
 //! - **Readers never block**, unless their endpoint is parked, and never wait for another reader.
 //! - **A drain waits only for whom it must**, and only so long: processes that end are noticed at
 //!   once through their socket, stuck ones are told, then ended, at [`HubConfig::stuck`].
-//! - **Tables are hardware's.** The region holds VT-d scalable-mode structures, byte for byte. Whatever
-//!   is in them, a walk is bounded and ends in a piece or an [`AccessFault`].
+//! - **Tables are hardware's.** The region holds VT-d scalable-mode or SMMUv3 structures, byte for byte.
+//!   Whatever is in them, a walk is bounded and ends in a piece or an [`AccessFault`].
 //! - **A device process can harm itself only.** It cannot write tables, other slots or others' events,
 //!   nor block the daemon. All that the daemon reads from it is loaded once, checked, and believed only
 //!   as far as it makes a drain wait.
@@ -75,8 +75,8 @@
 //!
 //! # What it leaves out
 //!
-//! Who maps what (the daemon's business), guest memory itself (the VMM gives it to the device), formats
-//! other than VT-d's second level and pass-through. The layout is `docs/iotlb-abi.md`, version
+//! Who maps what (the daemon's business), guest memory itself (the VMM gives it to the device), and with
+//! it tables that lie in guest memory: an access through one faults. The layout is `docs/iotlb-abi.md`, version
 //! [`abi::VERSION`]; a reader or daemon of another version is refused. A connection must not be used in
 //! a process that was forked after it was made.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::RecvFlags;
 use rustix::thread::futex;
-use viommu_pasid::EndpointId;
+use viommu_pasid::smmuv3::StreamRoot;
+use viommu_pasid::{EndpointId, Structures};
 use viommu_pgtable::PhysAddr;
 
-use crate::abi::{READER_SLOTS, ReaderLine, SlotMemory, State};
+use crate::abi::{Arch, READER_SLOTS, ReaderLine, SlotMemory, State};
 use crate::fault::{self, FaultRecord};
 use crate::message::{self, Message, Received};
 use crate::shm::Shared;
@@ -40,7 +41,7 @@ pub(crate) struct Link {
     pub(crate) socket: OwnedFd,
     pub(crate) doorbell: OwnedFd,
     pub(crate) endpoint: EndpointId,
-    pub(crate) root: PhysAddr,
+    pub(crate) structures: Structures,
     pub(crate) pasid_bits: u8,
     lost: AtomicBool,
     inbox: Mutex<Inbox>,
@@ -61,19 +62,27 @@ impl Link {
         slot: Shared<SlotMemory>,
         (socket, doorbell): (OwnedFd, OwnedFd),
         welcome: &message::Welcome,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        let root = PhysAddr::new(welcome.root);
+        let structures = match view.arch() {
+            Arch::Vtd => Some(Structures::Vtd { root }),
+            Arch::SmmuV3 => {
+                StreamRoot::from_registers(root, welcome.root_config).map(Structures::SmmuV3)
+            }
+        };
+        let unknown = || io::Error::new(io::ErrorKind::InvalidData, "unknown stream table layout");
+        Ok(Self {
             view,
             slot,
             socket,
             doorbell,
             endpoint: EndpointId::new(welcome.endpoint),
-            root: PhysAddr::new(welcome.root),
+            structures: structures.ok_or_else(unknown)?,
             pasid_bits: u8::try_from(welcome.pasid_bits).unwrap_or(u8::MAX),
             lost: AtomicBool::new(false),
             inbox: Mutex::default(),
             faults: Mutex::default(),
-        }
+        })
     }
 
     /// False once the daemon was seen to be gone.

@@ -70,6 +70,8 @@ struct WelcomeWire {
     root: u64,
     region_bytes: u64,
     slot_bytes: u64,
+    root_config: u32,
+    reserved: u32,
 }
 
 /// FUNCTION_RESET, FUNCTION_STARTED, DONE (a sequence number) and REVOKE (0).
@@ -118,10 +120,37 @@ impl RefusedReason {
 pub(crate) struct Welcome {
     pub(crate) endpoint: u32,
     pub(crate) pasid_bits: u32,
-    /// Address of the root table of the endpoint's segment.
+    /// Address of the root table, or of the stream table, of the endpoint's segment.
     pub(crate) root: u64,
+    /// SMMUv3: what `STRTAB_BASE_CFG` says of the stream table.
+    pub(crate) root_config: u32,
     pub(crate) region_bytes: u64,
     pub(crate) slot_bytes: u64,
+}
+
+impl Welcome {
+    const fn wire(&self) -> WelcomeWire {
+        let Self { endpoint, pasid_bits, root, root_config, region_bytes, slot_bytes } = *self;
+        WelcomeWire {
+            kind: WELCOME,
+            version: abi::VERSION,
+            endpoint,
+            pasid_bits,
+            root,
+            region_bytes,
+            slot_bytes,
+            root_config,
+            reserved: 0,
+        }
+    }
+}
+
+impl From<WelcomeWire> for Welcome {
+    fn from(wire: WelcomeWire) -> Self {
+        let WelcomeWire { endpoint, pasid_bits, root, root_config, region_bytes, .. } = wire;
+        let slot_bytes = wire.slot_bytes;
+        Self { endpoint, pasid_bits, root, root_config, region_bytes, slot_bytes }
+    }
 }
 
 /// A message, either way.
@@ -142,24 +171,11 @@ impl Message {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let version = abi::VERSION;
         match *self {
             Self::Hello { version } => {
                 HelloWire { kind: HELLO, version, magic: HELLO_MAGIC }.as_bytes().to_vec()
             }
-            Self::Welcome(Welcome { endpoint, pasid_bits, root, region_bytes, slot_bytes }) => {
-                let kind = WELCOME;
-                let wire = WelcomeWire {
-                    kind,
-                    version,
-                    endpoint,
-                    pasid_bits,
-                    root,
-                    region_bytes,
-                    slot_bytes,
-                };
-                wire.as_bytes().to_vec()
-            }
+            Self::Welcome(welcome) => welcome.wire().as_bytes().to_vec(),
             Self::Refused { version, reason } => {
                 let wire =
                     RefusedWire { kind: REFUSED, version, reason: reason.raw(), reserved: 0 };
@@ -182,9 +198,7 @@ impl Message {
             }
             WELCOME => {
                 let wire = WelcomeWire::read_from_bytes(bytes).ok()?;
-                let WelcomeWire { endpoint, pasid_bits, root, region_bytes, slot_bytes, .. } = wire;
-                let welcome = Welcome { endpoint, pasid_bits, root, region_bytes, slot_bytes };
-                (wire.version == abi::VERSION).then_some(Self::Welcome(welcome))
+                (wire.version == abi::VERSION).then_some(Self::Welcome(wire.into()))
             }
             REFUSED => {
                 let wire = RefusedWire::read_from_bytes(bytes).ok()?;
@@ -276,6 +290,7 @@ mod tests {
             endpoint: 0x18,
             pasid_bits: 20,
             root: 1 << 51,
+            root_config: 0x1_0188,
             region_bytes: 1 << 30,
             slot_bytes: 0x6000,
         }),

@@ -1,28 +1,13 @@
-//! From (endpoint, PASID) to a page table, and through it: the one place that knows formats.
+//! From (endpoint, PASID) to its tables, and through them. Formats and structures are `viommu_pasid`'s
+//! and `viommu_pgtable`'s; what faults mean to a device is decided here.
 
-use viommu_pasid::Pasid;
-use viommu_pasid::vtd::{self, LookupFaultKind, Translation};
-use viommu_pgtable::vtd_second::VtdSecond;
-use viommu_pgtable::{Access, Iova, PhysAddr, walk};
+use viommu_pasid::smmuv3::LookupFaultKind as Smmu;
+use viommu_pasid::vtd::LookupFaultKind as Vtd;
+use viommu_pasid::{EndpointId, LookupFault, Memories, Pasid, Route, Structures, lookup};
+use viommu_pgtable::{Access, Iova, PhysAddr, TableMemory};
 
-use crate::abi::Arch;
 use crate::fault::FaultReason;
 use crate::view::View;
-
-/// Leaf sizes that a second-level table may hold: 4 KiB, 2 MiB, 1 GiB.
-const LEAF_SIZES: u64 = 1 << 12 | 1 << 21 | 1 << 30;
-
-/// Passed-through addresses are remembered in blocks of this size, where they fit below the tables.
-const IDENTITY_LG2: u32 = 30;
-
-/// How the accesses of one (endpoint, PASID) are translated.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Path {
-    /// Not at all.
-    Identity,
-    /// Through a VT-d second-level table.
-    VtdSecond { format: VtdSecond, root: PhysAddr },
-}
 
 /// Where a page of IOVAs leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,93 +16,88 @@ pub(crate) struct Leaf {
     pub(crate) oa: u64,
     /// Size of the page, bytes.
     pub(crate) size_lg2: u32,
-    /// What is allowed.
+    /// What accesses may be answered by this, without another look at the tables.
     pub(crate) access: Access,
 }
 
-/// Finds the path of (`bdf`, `pasid`), starting at the root table `root`.
+/// Guest memory of a reader that reads none of the guest's tables: there is nothing at any address.
+#[derive(Debug)]
+struct NoGuestMemory;
+
+impl TableMemory for NoGuestMemory {
+    fn load(&self, _: PhysAddr) -> Option<u64> {
+        None
+    }
+}
+
+const fn memories(view: &View) -> Memories<'_, View, NoGuestMemory> {
+    Memories::new(view, &NoGuestMemory, view.table_base())
+}
+
+/// Finds the route of (`endpoint`, `pasid`), starting at its segment's `structures`.
 pub(crate) fn find(
     view: &View,
-    root: PhysAddr,
-    bdf: u16,
+    structures: &Structures,
+    endpoint: EndpointId,
     pasid: Option<Pasid>,
-) -> Result<Path, FaultReason> {
-    match view.arch() {
-        Arch::Vtd => find_vtd(view, root, bdf, pasid),
+) -> Result<Route, FaultReason> {
+    lookup(&memories(view), structures, endpoint, pasid).map_err(|fault| match fault {
+        LookupFault::Vtd(fault) => vtd_reason(fault.kind),
+        LookupFault::SmmuV3(fault) => smmu_reason(&fault.kind),
+    })
+}
+
+const fn vtd_reason(kind: Vtd) -> FaultReason {
+    match kind {
+        Vtd::NoMemory
+        | Vtd::RootMalformed
+        | Vtd::ContextMalformed
+        | Vtd::DirectoryMalformed
+        | Vtd::EntryMalformed => FaultReason::Malformed,
+        Vtd::RootNotPresent
+        | Vtd::ContextNotPresent
+        | Vtd::PasidNotEnabled
+        | Vtd::PasidTooWide
+        | Vtd::DirectoryNotPresent
+        | Vtd::EntryNotPresent => FaultReason::NotAttached,
     }
 }
 
-fn find_vtd(
-    view: &View,
-    root: PhysAddr,
-    bdf: u16,
-    pasid: Option<Pasid>,
-) -> Result<Path, FaultReason> {
-    let entry = vtd::lookup(view, root, bdf, pasid).map_err(|fault| match fault.kind {
-        LookupFaultKind::NoMemory
-        | LookupFaultKind::RootMalformed
-        | LookupFaultKind::ContextMalformed
-        | LookupFaultKind::DirectoryMalformed
-        | LookupFaultKind::EntryMalformed => FaultReason::Malformed,
-        LookupFaultKind::RootNotPresent
-        | LookupFaultKind::ContextNotPresent
-        | LookupFaultKind::PasidNotEnabled
-        | LookupFaultKind::PasidTooWide
-        | LookupFaultKind::DirectoryNotPresent
-        | LookupFaultKind::EntryNotPresent => FaultReason::NotAttached,
-    })?;
-    match entry.translation {
-        Translation::PassThrough => Ok(Path::Identity),
-        Translation::SecondLevel { root, width } => {
-            let format = VtdSecond::new(width.bits(), LEAF_SIZES).ok_or(FaultReason::Malformed)?;
-            Ok(Path::VtdSecond { format, root })
-        }
-        // no writer makes these yet; refusing is what an unknown entry gets
-        Translation::FirstLevel(_) | Translation::Nested { .. } => Err(FaultReason::Malformed),
+/// SMMUv3 does not tell an entry that is not valid from one that is illegal; the daemon writes none of
+/// the latter.
+const fn smmu_reason(kind: &Smmu) -> FaultReason {
+    match kind {
+        Smmu::EntryFetch | Smmu::ContextFetch | Smmu::ContextThrough(_) => FaultReason::Malformed,
+        Smmu::UnknownStream
+        | Smmu::BadEntry
+        | Smmu::Aborted
+        | Smmu::StreamDisabled
+        | Smmu::BadSubstream
+        | Smmu::BadContext => FaultReason::NotAttached,
     }
 }
 
-/// Follows `iova` along `path`.
+/// Follows `iova` along `route`.
 pub(crate) fn follow(
     view: &View,
-    path: Path,
+    route: &Route,
     iova: u64,
     access: Access,
 ) -> Result<Leaf, FaultReason> {
-    match path {
-        Path::Identity => identity(view.table_base().raw(), iova),
-        Path::VtdSecond { format, root } => {
-            let found =
-                walk(&format, view, root, Iova::new(iova), access).map_err(FaultReason::Mapping)?;
-            Ok(Leaf { oa: found.oa.raw(), size_lg2: found.size_lg2.into(), access: found.access })
+    let found = memories(view).translate(route, Iova::new(iova), access);
+    let found = found.map_err(|fault| match route {
+        Route::PassThrough => FaultReason::OutOfRange,
+        Route::First { .. } | Route::Second(_) | Route::Nested { .. } => {
+            FaultReason::Mapping(fault)
         }
-    }
-}
-
-/// All addresses below the tables lead to themselves, in blocks that do not reach the tables.
-fn identity(table_base: u64, iova: u64) -> Result<Leaf, FaultReason> {
-    let block_end = (iova | ((1 << IDENTITY_LG2) - 1)).checked_add(1);
-    let size_lg2 = match block_end {
-        Some(end) if end <= table_base => IDENTITY_LG2,
-        // `table_base` is a multiple of 4096
-        _ if iova < table_base => 12,
-        _ => return Err(FaultReason::OutOfRange),
+    })?;
+    let access = match route {
+        Route::PassThrough | Route::Second(_) => found.access,
+        // a first level may have a dirty flag, which only a walk for a write has set
+        Route::First { .. } | Route::Nested { .. } if access.contains(Access::WRITE) => {
+            found.access
+        }
+        Route::First { .. } | Route::Nested { .. } => found.access.difference(Access::WRITE),
     };
-    Ok(Leaf { oa: iova, size_lg2, access: Access::all() })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn passed_through_addresses_stop_where_tables_begin() {
-        let base = (5 << 30) + 0x3000;
-        let leaf = |iova| identity(base, iova).map(|leaf| (leaf.oa, leaf.size_lg2));
-        assert_eq!(leaf(0x1234), Ok((0x1234, 30)));
-        assert_eq!(leaf((5 << 30) - 1), Ok(((5 << 30) - 1, 30)));
-        assert_eq!(leaf(base - 1), Ok((base - 1, 12)));
-        assert_eq!(leaf(base), Err(FaultReason::OutOfRange));
-        assert_eq!(leaf(u64::MAX), Err(FaultReason::OutOfRange));
-    }
+    Ok(Leaf { oa: found.oa.raw(), size_lg2: found.size_lg2.into(), access })
 }

@@ -4,21 +4,21 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use viommu_pasid::Pasid;
+use viommu_pasid::{Pasid, Route};
 use viommu_pgtable::{Access, Iova, IovaRange};
 
 use crate::abi::State;
 use crate::fault::{AccessFault, FaultReason, FaultRecord};
 use crate::link::{Lane, Link};
-use crate::path::{self, Leaf, Path};
+use crate::path::{self, Leaf};
 use crate::pieces::Pieces;
 use crate::pin::{Pin, PinsFull};
 use crate::section;
 use crate::sync::{AtomicU64, Ordering};
 use crate::tlb::Tlb;
 
-/// Paths that a reader remembers: PASIDs in turn beyond this many are looked up each time.
-const PATHS: usize = 64;
+/// Routes that a reader remembers: PASIDs in turn beyond this many are looked up each time.
+const ROUTES: usize = 64;
 
 /// Why a section cannot begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -34,12 +34,12 @@ pub enum Refused {
     Disconnected,
 }
 
-/// A path that a reader remembers, and for what.
+/// A route that a reader remembers, and for what.
 #[derive(Debug, Clone, Copy)]
 struct Known {
     epoch: u64,
-    tag: u32,
-    path: Path,
+    pasid: Option<Pasid>,
+    route: Route,
 }
 
 /// Translates for one thread.
@@ -59,7 +59,7 @@ pub struct Reader {
     /// Guards that are open.
     depth: Cell<u64>,
     tlb: Tlb,
-    paths: Box<[Cell<Option<Known>>]>,
+    routes: Box<[Cell<Option<Known>>]>,
     hits: Cell<u64>,
     misses: Cell<u64>,
     flushes: Cell<u64>,
@@ -73,7 +73,7 @@ impl Reader {
             seen: Cell::new(section::UNSEEN),
             depth: Cell::new(0),
             tlb: Tlb::new(),
-            paths: vec![Cell::new(None); PATHS].into_boxed_slice(),
+            routes: vec![Cell::new(None); ROUTES].into_boxed_slice(),
             hits: Cell::new(0),
             misses: Cell::new(0),
             flushes: Cell::new(0),
@@ -168,8 +168,7 @@ impl Reader {
         iova: u64,
         access: Access,
     ) -> Result<Leaf, FaultReason> {
-        let tag = pasid.map_or(0, Pasid::raw);
-        if let Some(leaf) = self.tlb.find(tag, iova, access) {
+        if let Some(leaf) = self.tlb.find(tag(pasid, access), iova, access) {
             self.hits.set(self.hits.get() + 1);
             return Ok(leaf);
         }
@@ -179,27 +178,36 @@ impl Reader {
     #[inline(never)]
     fn walk(&self, pasid: Option<Pasid>, iova: u64, access: Access) -> Result<Leaf, FaultReason> {
         self.misses.set(self.misses.get() + 1);
-        let path = self.path(pasid)?;
-        let leaf = path::follow(&self.link.view, path, iova, access)?;
-        self.tlb.insert(pasid.map_or(0, Pasid::raw), iova, leaf);
+        let route = self.route(pasid)?;
+        let leaf = path::follow(&self.link.view, &route, iova, access)?;
+        self.tlb.insert(tag(pasid, access), iova, leaf);
         Ok(leaf)
     }
 
-    fn path(&self, pasid: Option<Pasid>) -> Result<Path, FaultReason> {
-        let (epoch, tag) = (self.seen.get(), pasid.map_or(0, Pasid::raw));
-        let place = self.paths.get(tag as usize % PATHS);
+    fn route(&self, pasid: Option<Pasid>) -> Result<Route, FaultReason> {
+        let epoch = self.seen.get();
+        let place = self.routes.get(pasid.map_or(0, Pasid::raw) as usize % ROUTES);
         if let Some(known) = place.and_then(Cell::get)
-            && (known.epoch, known.tag) == (epoch, tag)
+            && (known.epoch, known.pasid) == (epoch, pasid)
         {
-            return Ok(known.path);
+            return Ok(known.route);
         }
         let link = &self.link;
-        let path = path::find(&link.view, link.root, link.endpoint.bdf(), pasid)?;
+        let route = path::find(&link.view, &link.structures, link.endpoint, pasid)?;
         if let Some(place) = place {
-            place.set(Some(Known { epoch, tag, path }));
+            place.set(Some(Known { epoch, pasid, route }));
         }
-        Ok(path)
+        Ok(route)
     }
+}
+
+/// What the private TLB tells translations apart by: the PASID, and whether the access is privileged,
+/// because tables may grant other rights then.
+#[inline]
+fn tag(pasid: Option<Pasid>, access: Access) -> u32 {
+    const PRIVILEGED: u32 = Pasid::MAX.raw() + 1;
+    let privileged = if access.contains(Access::PRIVILEGED) { PRIVILEGED } else { 0 };
+    pasid.map_or(0, Pasid::raw) | privileged
 }
 
 impl Drop for Reader {

@@ -34,6 +34,7 @@ pub struct Region {
     fd: OwnedFd,
     mapping: Arc<Mapping>,
     header: Shared<RegionHeader>,
+    arch: Arch,
     table_base: u64,
     bytes: u64,
     epoch: u64,
@@ -53,9 +54,10 @@ impl Region {
     ///
     /// # Errors
     /// `InvalidInput` if an argument is not a multiple of 4096, there is no room for a table, or the
-    /// region would end above 2^63; otherwise what the kernel says.
+    /// region would end above [`Arch::address_bits`]; otherwise what the kernel says.
     pub fn new(arch: Arch, table_base: PhysAddr, bytes: u64) -> io::Result<Self> {
-        let end = table_base.checked_add(bytes).filter(|end| end.raw() <= 1 << 63);
+        let limit = 1 << arch.address_bits();
+        let end = table_base.checked_add(bytes).filter(|end| end.raw() <= limit);
         let aligned = table_base.is_aligned(12) && bytes.is_multiple_of(PAGE_BYTES);
         let fits = bytes >= 2 * PAGE_BYTES && bytes / PAGE_BYTES <= MAX_PAGES;
         let len = usize::try_from(bytes).ok().filter(|_| aligned && fits && end.is_some());
@@ -71,6 +73,7 @@ impl Region {
             fd,
             mapping,
             header,
+            arch,
             table_base: table_base.raw(),
             bytes,
             epoch: section::FIRST_EPOCH,
@@ -80,19 +83,25 @@ impl Region {
             pages_left: bytes / PAGE_BYTES - 1,
             live: Vec::new(),
         };
-        region.write_header(arch);
+        region.write_header();
         Ok(region)
     }
 
     /// Relaxed: nobody else has the memory yet; sending its descriptor orders the stores.
-    fn write_header(&self, arch: Arch) {
+    fn write_header(&self) {
         let header = &*self.header;
         header.magic.store(abi::MAGIC, Ordering::Relaxed);
         header.version.store(u64::from(abi::VERSION), Ordering::Relaxed);
-        header.arch.store(arch.raw(), Ordering::Relaxed);
+        header.arch.store(self.arch.raw(), Ordering::Relaxed);
         header.table_base.store(self.table_base, Ordering::Relaxed);
         header.size.store(self.bytes, Ordering::Relaxed);
         header.epoch.store(self.epoch, Ordering::Relaxed);
+    }
+
+    /// Whose structures it holds.
+    #[must_use]
+    pub const fn arch(&self) -> Arch {
+        self.arch
     }
 
     /// Address of the region's first byte. Nothing else may have addresses from here on.
@@ -334,7 +343,7 @@ mod tests {
     #[test]
     fn a_region_that_cannot_be_is_refused() {
         for (base, bytes) in
-            [(BASE + 8, 8192), (BASE, 8193), (BASE, 4096), (BASE, 0), (u64::MAX << 12, 8192)]
+            [(BASE + 8, 8192), (BASE, 8193), (BASE, 4096), (BASE, 0), ((1 << 52) - 4096, 8192)]
         {
             let error = Region::new(Arch::Vtd, PhysAddr::new(base), bytes).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{base:#x} {bytes:#x}");

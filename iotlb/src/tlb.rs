@@ -17,7 +17,7 @@ const ENTRIES: usize = 1 << 16;
 struct Entry {
     /// IOVA shifted right by the page's size.
     page: u64,
-    /// Generation in bits 63:32, page size in bits 31:24, PASID or 0 in bits 19:0.
+    /// Generation in bits 63:32, page size in bits 31:24, tag below.
     stamp: u64,
     /// Address of the page that it leads to.
     oa: u64,
@@ -46,7 +46,7 @@ impl Tlb {
         Self { entries, generation: Cell::new(1), sizes: Cell::new(0) }
     }
 
-    /// Neighbouring pages have neighbouring places; PASIDs and sizes are spread.
+    /// Neighbouring pages have neighbouring places; tags and sizes are spread.
     #[inline]
     fn place(&self, page: u64, size_lg2: u32, tag: u32) -> Option<&Cell<Entry>> {
         let spread = stamp(0, size_lg2, tag).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
@@ -54,7 +54,7 @@ impl Tlb {
         self.entries.get(usize::try_from(index).ok()?)
     }
 
-    /// Where `iova` leads for an access with tag `tag` (a PASID, or 0) that does `access`.
+    /// Where `iova` leads for an access with tag `tag` (below 2^24) that does `access`.
     #[inline]
     pub(crate) fn find(&self, tag: u32, iova: u64, access: Access) -> Option<Leaf> {
         let mut sizes = self.sizes.get();

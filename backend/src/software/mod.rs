@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use viommu_iotlb::{DeviceEvent, Hub, State, Withdrawn};
 use viommu_pasid::vtd::{AddressWidth, PasidEntry, RootTable, SetError, Translation, lookup};
-use viommu_pasid::{EndpointId, Requester};
+use viommu_pasid::{EndpointId, Requester, Structures};
 use viommu_pgtable::{Access, Iova, MapError, Mapping, PhysAddr, Table, VtdSecond, walk};
 
 use crate::{Capabilities, DomainId, HostError, HostIommu, Target};
@@ -82,7 +82,7 @@ impl SoftwareIommu {
         let entry = Endpoint::new(region, root, endpoint, pasid_bits)?;
         if let Some(path) = &place.socket {
             self.hub
-                .listen(endpoint, root.root(), pasid_bits, path)
+                .listen(endpoint, Structures::Vtd { root: root.root() }, pasid_bits, path)
                 .map_err(|source| SoftwareError::Listen { endpoint, path: path.clone(), source })?;
         }
         self.roots.insert(endpoint.segment(), root);

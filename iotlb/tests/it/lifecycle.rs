@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use viommu_iotlb::{
     ConnectError, Device, DeviceEvent, Hub, HubConfig, MAX_CONNECTIONS_PER_ENDPOINT, Refused,
 };
-use viommu_pasid::EndpointId;
+use viommu_pasid::{EndpointId, Structures};
 use viommu_pgtable::PhysAddr;
 
 use crate::support::{Daemon, ENDPOINT};
@@ -74,7 +74,8 @@ fn a_socket_is_for_its_owner_only_replaces_an_old_one_and_nothing_else() {
     let mut hub = Hub::new(HubConfig::default()).unwrap();
     let path = folder.path().join("socket");
     let listen = |hub: &mut Hub, id, path: &std::path::Path| {
-        hub.listen(EndpointId::new(id), PhysAddr::new(1 << 51), 0, path)
+        let root = PhysAddr::new(1 << 51);
+        hub.listen(EndpointId::new(id), Structures::Vtd { root }, 0, path)
     };
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     listen(&mut hub, 1, &path).unwrap();

@@ -8,4 +8,5 @@ mod faults;
 mod iova_memory;
 mod lifecycle;
 mod sections;
+mod smmu;
 mod translation;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use viommu_iotlb::{Device, DeviceEvent, DrainReport, Hub, HubConfig, Withdrawn};
 use viommu_pasid::vtd::{AddressWidth, PasidEntry, PasidTable, RootTable, Translation};
-use viommu_pasid::{EndpointId, Pasid, Requester};
+use viommu_pasid::{EndpointId, Pasid, Requester, Structures};
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr, Table, VtdSecond};
 
 /// The endpoint that most tests use.
@@ -38,7 +38,7 @@ impl World {
         let root = RootTable::new(store).unwrap();
         let pasids = PasidTable::new(store, 20).unwrap();
         root.set_context(store, ENDPOINT.bdf(), &pasids.context()).unwrap();
-        hub.listen(ENDPOINT, root.root(), 20, socket).unwrap();
+        hub.listen(ENDPOINT, Structures::Vtd { root: root.root() }, 20, socket).unwrap();
         let mut world = Self { hub, table, pasids };
         world.attach(None);
         world
