@@ -58,6 +58,9 @@ mod registers;
 )]
 mod support;
 
+#[cfg(test)]
+mod tests;
+
 /// A DMA engine served over vfio-user
 #[derive(Debug, Parser)]
 #[command(version)]

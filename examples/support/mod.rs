@@ -22,6 +22,8 @@ mod function;
 mod interrupts;
 mod iotlb;
 mod ram;
+#[cfg(test)]
+pub(crate) mod rig;
 mod server;
 mod termination;
 

@@ -7,7 +7,7 @@ const NEEDS_RESET: u8 = 0x40;
 
 /// The device gives up on its ring, says so, and is usable after a reset.
 fn expect_needs_reset(machine: &mut Machine) {
-    machine.wait(0);
+    machine.vmm.wait(0);
     assert_eq!(machine.status(), 0x0f | NEEDS_RESET);
     machine.notify(0);
     machine.start(FEATURES);
@@ -114,12 +114,12 @@ fn misaligned_rings_need_a_reset_at_once() {
 fn memory_that_is_gone_for_a_moment_is_waited_for() {
     let (served, mut machine, _image) = started();
     let sector = [(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)];
-    machine.write_ram(HEADER, &[0; 16]);
+    machine.vmm.write_ram(HEADER, &[0; 16]);
     machine.post(0, &sector, false);
-    machine.unmap_ram();
+    machine.vmm.unmap_ram();
     machine.notify(0);
-    machine.map_ram();
-    machine.wait(1);
+    machine.vmm.map_ram();
+    machine.vmm.wait(1);
     assert_eq!(machine.used(0), (0, 513));
     assert_eq!(machine.status(), 0x0f);
     end(served, machine);
@@ -130,7 +130,7 @@ fn registers_take_any_access() {
     let (served, mut machine, _image) = started();
     for offset in (0..0x4000).step_by(509).chain([0x37, 0x38, 0xfff, 0x3fff, u64::MAX]) {
         for bytes in [1, 2, 3, 8, 64] {
-            machine.read_bar(offset, bytes);
+            machine.vmm.read_bar(offset, bytes);
             machine.write_common(offset, &vec![0xff; bytes]);
         }
     }
