@@ -27,7 +27,7 @@ pub(crate) fn run(role: &str, socket: &Path) {
         "forges-rings" => hostile::forge_rings(socket),
         "writes-tables" => hostile::write_tables(socket),
         "blocks-doorbell" => hostile::block_doorbell(socket),
-        "reads-marks" => crate::tests::read_marks(socket),
+        "reads-marks" => crate::marks::read(socket),
         other => panic!("no role {other}"),
     }
 }

@@ -8,6 +8,7 @@ mod support;
 
 mod device;
 mod hostile;
+mod marks;
 mod tests;
 
 use std::time::Instant;
@@ -25,7 +26,8 @@ const TESTS: &[Test] = &[
     ("forged_rings_and_floods_cost_bounded_work", tests::forged_rings),
     ("a_device_cannot_write_tables_by_any_way", tests::tables_are_read_only),
     ("a_doorbell_made_blocking_does_not_block_the_daemon", tests::blocking_doorbell),
-    ("no_process_ever_sees_a_page_after_its_unmap_was_drained", tests::no_stale_access),
+    ("marks_of_a_page_are_never_seen_after_its_unmap_was_drained", marks::no_stale_access),
+    ("marks_of_a_page_are_seen_if_unmaps_are_not_drained", marks::without_drains),
 ];
 
 fn main() {

@@ -1,17 +1,14 @@
-//! The daemon's side of each test, and the marks that both sides look at.
+//! The daemon's side of each test.
 
-use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
-use viommu_iotlb::{Device, DeviceEvent, DrainReport, HubConfig, StuckPolicy};
-use viommu_pgtable::{Access, Iova};
+use viommu_iotlb::{DeviceEvent, DrainReport, HubConfig, StuckPolicy};
+use viommu_pgtable::Access;
 
-use crate::device::say;
 use crate::support::{Daemon, ENDPOINT, PATIENCE};
 
 /// Long enough to see that something waits.
@@ -21,14 +18,14 @@ const A_WHILE: Duration = Duration::from_millis(30);
 const STUCK: Duration = Duration::from_millis(200);
 
 /// A device process; it ends with the test.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     output: BufReader<ChildStdout>,
 }
 
 impl Process {
     /// Starts `role` and waits until it says that it is ready.
-    fn start(role: &str, daemon: &Daemon) -> Self {
+    pub(crate) fn start(role: &str, daemon: &Daemon) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["device", role])
             .arg(&daemon.socket)
@@ -43,7 +40,7 @@ impl Process {
     }
 
     /// The next line that it says; empty if it is gone.
-    fn hear(&mut self) -> String {
+    pub(crate) fn hear(&mut self) -> String {
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
@@ -69,7 +66,7 @@ impl Drop for Process {
     }
 }
 
-fn daemon(stuck: Duration, policy: StuckPolicy) -> Daemon {
+pub(crate) fn daemon(stuck: Duration, policy: StuckPolicy) -> Daemon {
     let daemon = Daemon::start(HubConfig { stuck, policy, ..HubConfig::default() });
     daemon.run(|world| {
         for page in 1..4 {
@@ -191,95 +188,4 @@ pub(crate) fn blocking_doorbell() {
     let mut hostile = Process::start("blocks-doorbell", &daemon);
     assert_eq!(hostile.hear(), "done");
     assert_eq!(daemon.drain().cut_off, 0);
-}
-
-/// Pages whose mappings come and go.
-const PAGES: u64 = 16;
-
-/// Where the marks are: a file beside the socket, one page for each page of IOVAs.
-fn marks_path(socket: &Path) -> std::path::PathBuf {
-    socket.with_file_name("marks")
-}
-
-/// A mark that says: mapped, may be read.
-const OWNED: u64 = 1;
-
-/// A mark that says: withdrawn, and the daemon was told that nobody reads any more.
-const STALE: u64 = 2;
-
-/// How long readers and the daemon work against each other.
-const STRESS: Duration = Duration::from_secs(2);
-
-fn map_marks(socket: &Path) -> vm_memory::GuestMemoryMmap {
-    use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
-    let file = std::fs::File::options().read(true).write(true).open(marks_path(socket)).unwrap();
-    let bytes = usize::try_from(PAGES << 12).unwrap();
-    let file = FileOffset::new(file, 0);
-    GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), bytes, Some(file))]).unwrap()
-}
-
-/// Reads through translations and looks at the marks, until the parent ends it.
-pub(crate) fn read_marks(socket: &Path) {
-    use vm_memory::{Bytes, GuestAddress};
-    let marks = map_marks(socket);
-    let device = Device::connect(socket).unwrap();
-    let reader = device.reader().unwrap();
-    say("ready");
-    let until = Instant::now() + STRESS;
-    let (mut seen, mut page) = (0u64, 0);
-    while Instant::now() < until {
-        let guard = reader.enter().unwrap();
-        for _ in 0..8 {
-            page = (page + 7) % PAGES;
-            let iova = Iova::new(0x10_0000 + (page << 12));
-            let Some(Ok(piece)) = guard.translate(None, iova, 8, Access::READ).next() else {
-                continue;
-            };
-            let at = GuestAddress(piece.gpa.raw());
-            for _ in 0..4 {
-                let mark: u64 = marks.load(at, std::sync::atomic::Ordering::Acquire).unwrap();
-                assert_eq!(mark, OWNED, "stale access to page {page}");
-                seen += 1;
-            }
-        }
-    }
-    say(&format!("read {seen}"));
-}
-
-pub(crate) fn no_stale_access() {
-    use vm_memory::{Bytes, GuestAddress};
-    let daemon = daemon(PATIENCE, StuckPolicy::Kill);
-    std::fs::File::create(marks_path(&daemon.socket)).unwrap().set_len(PAGES << 12).unwrap();
-    let marks = map_marks(&daemon.socket);
-    let mut readers = [(); 2].map(|()| Process::start("reads-marks", &daemon));
-    let until = Instant::now() + STRESS;
-    let turns = daemon.run(move |world| {
-        let mark = |page: u64, mark: u64| {
-            let at = GuestAddress(page << 12);
-            marks.store(mark, at, std::sync::atomic::Ordering::Release).unwrap();
-        };
-        let iova = |page: u64| 0x10_0000 + (page << 12);
-        (0..PAGES).for_each(|page| mark(page, STALE));
-        let (mut turns, mut mapped) = (0u64, BTreeSet::new());
-        while Instant::now() < until {
-            let page = turns.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60;
-            if mapped.remove(&page) {
-                world.unmap(iova(page), 0x1000);
-                assert_eq!(world.hub.drain().killed, 0);
-                mark(page, STALE);
-            } else {
-                mark(page, OWNED);
-                world.map(iova(page), 0x1000, page << 12, Access::READ);
-                mapped.insert(page);
-            }
-            turns += 1;
-        }
-        turns
-    });
-    for reader in &mut readers {
-        let said = reader.hear();
-        let read: u64 = said.strip_prefix("read ").unwrap_or("0").parse().unwrap();
-        assert!(read > 1000, "a reader ended with {said:?}");
-    }
-    assert!(turns > 1000, "{turns} turns only");
 }
