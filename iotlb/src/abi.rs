@@ -43,7 +43,6 @@ pub(crate) const PAGE_LEN: usize = 4096;
 
 /// Whose structures the region holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Arch {
     /// VT-d, scalable mode.
     Vtd,
