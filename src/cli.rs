@@ -18,7 +18,7 @@ use viommu_pasid::EndpointId;
 use viommu_pgtable::IovaRange;
 
 use crate::config::{
-    self, Config, ConfigError, EndpointOption, FunctionError, FunctionRange, MAX_POLL_US,
+    self, Arch, Config, ConfigError, EndpointOption, FunctionError, FunctionRange, MAX_POLL_US,
     MAX_STUCK_MS, NumberError, Sandbox, StuckDevice,
 };
 use crate::iommu::Settings;
@@ -104,10 +104,10 @@ struct Serve {
     /// socket for each, named SSSS:BB:DD.F. Numbers are hexadecimal. Again for more endpoints.
     #[arg(long = "endpoint", value_name = "SPEC", value_parser = EndpointOption::parse)]
     endpoints: Vec<EndpointOption>,
-    /// Structures that the software IOMMU keeps: vtd.
-    #[arg(long, value_name = "ARCH", default_value = "vtd")]
-    arch: String,
-    /// Width of the guest's IOVAs, bits: 39, 48 or 57.
+    /// Structures that the software IOMMU keeps.
+    #[arg(long, value_enum, value_name = "ARCH", default_value_t = Arch::Vtd)]
+    arch: Arch,
+    /// Width of the guest's IOVAs, bits: 39, 48 or, for vtd, 57.
     #[arg(long, value_name = "N", default_value_t = Settings::DEFAULT_INPUT_BITS)]
     input_bits: u8,
     /// Page sizes for the guest's mappings: sizes with + between them, or a mask in hex.
@@ -232,6 +232,7 @@ impl TryFrom<Serve> for Config {
 
     fn try_from(serve: Serve) -> Result<Self, ConfigError> {
         let page_size_mask = serve.page_sizes.0;
+        config::width(serve.arch, serve.input_bits)?;
         let count = |count| usize::try_from(count).unwrap_or(usize::MAX);
         let settings = Settings {
             page_size_mask,
@@ -245,7 +246,7 @@ impl TryFrom<Serve> for Config {
         Ok(Self {
             socket: config::socket(serve.socket_path, serve.fd)?,
             endpoints: config::endpoints(&serve.endpoints)?,
-            arch: config::arch(&serve.arch)?,
+            arch: serve.arch,
             settings,
             table_bytes: config::table_bytes(serve.table_memory.0)?,
             poll: Duration::from_micros(serve.poll_us),

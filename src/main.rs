@@ -12,6 +12,19 @@ use viommu::iommu::Iommu;
 use viommu::{sandbox, viot};
 use viommu_backend::{DevicePlace, SoftwareConfig, SoftwareIommu};
 use viommu_iotlb::{Arch as Tables, HubConfig, StuckPolicy};
+use viommu_pgtable::PhysAddr;
+
+/// Where VT-d's tables are: above all guest memory, below its 52 bits.
+const VTD_TABLE_BASE: u64 = 1 << 51;
+
+/// Where SMMUv3's tables are: its tables of 4 KiB pages reach 48 bits.
+const SMMU_TABLE_BASE: u64 = 1 << 47;
+
+/// The smallest page that the tables have.
+const TABLE_GRANULE: u64 = 1 << 12;
+
+/// The pages that the tables can have: 4 KiB, 2 MiB, 1 GiB.
+const TABLE_PAGES: u64 = TABLE_GRANULE | 1 << 21 | 1 << 30;
 
 /// What a start that fails says.
 type Failure = Box<dyn Error>;
@@ -77,22 +90,26 @@ fn sockets(config: &Config) -> Vec<PathBuf> {
 
 /// The software IOMMU with its endpoints, and the sockets of their device processes.
 fn tables(config: &Config) -> Result<SoftwareIommu, Failure> {
-    let Arch::Vtd = config.arch;
+    let (arch, table_base) = match config.arch {
+        Arch::Vtd => (Tables::Vtd, VTD_TABLE_BASE),
+        Arch::SmmuV3 => (Tables::SmmuV3, SMMU_TABLE_BASE),
+    };
     let hub = HubConfig {
-        arch: Tables::Vtd,
+        arch,
+        table_base: PhysAddr::new(table_base),
         table_bytes: config.table_bytes,
         stuck: config.stuck_after,
         policy: match config.stuck_device {
             StuckDevice::Kill => StuckPolicy::Kill,
             StuckDevice::Disconnect => StuckPolicy::Disconnect,
         },
-        ..HubConfig::default()
     };
     // As few levels as the guest's IOVAs need.
     let last = config.settings.input.last().raw();
     let [.., widest] = INPUT_BITS;
     let input_bits = INPUT_BITS.into_iter().find(|bits| last >> bits == 0).unwrap_or(widest);
-    let page_size_mask = config.settings.page_size_mask;
+    // A guest's larger granule is made of smaller pages.
+    let page_size_mask = config.settings.page_size_mask & TABLE_PAGES | TABLE_GRANULE;
     let mut host = SoftwareIommu::new(SoftwareConfig { input_bits, page_size_mask, hub })?;
     for endpoint in &config.endpoints {
         let socket = endpoint.socket.clone();

@@ -51,10 +51,13 @@ pub enum StuckDevice {
 }
 
 /// The structures that the software IOMMU keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Arch {
     /// Intel VT-d, scalable mode.
     Vtd,
+    /// Arm SMMUv3: 39 or 48 bits, addresses below 2^47.
+    #[value(name = "smmuv3")]
+    SmmuV3,
 }
 
 /// An endpoint and where its device process connects.
@@ -127,9 +130,9 @@ pub enum ConfigError {
     /// No number of table levels.
     #[error("--input-bits {0}: the tables translate 39, 48 or 57 bits")]
     InputBits(u8),
-    /// Structures that this build has not.
-    #[error("--arch {0}: the tables of this build are VT-d's, so --arch has to be vtd")]
-    Arch(String),
+    /// Wider than the structures translate.
+    #[error("--input-bits {0}: --arch smmuv3 translates 39 or 48 bits; 57 is for vtd")]
+    SmmuInputBits(u8),
     /// The window cannot be mapped.
     #[error("--iova-window {window}: it has to lie within the input range {input} (--input-bits)")]
     WindowOutside {
@@ -243,16 +246,19 @@ pub fn table_bytes(bytes: u64) -> Result<u64, ConfigError> {
     whole.then_some(bytes).ok_or(ConfigError::TableMemory(bytes))
 }
 
-/// The structures that `name` stands for.
+/// Checks that `arch` translates addresses of `input_bits`.
 ///
 /// # Errors
-/// [`ConfigError::Arch`].
-pub fn arch(name: &str) -> Result<Arch, ConfigError> {
-    match name {
-        "vtd" => Ok(Arch::Vtd),
-        _ => Err(ConfigError::Arch(name.to_owned())),
+/// [`ConfigError::SmmuInputBits`].
+pub fn width(arch: Arch, input_bits: u8) -> Result<(), ConfigError> {
+    match arch {
+        Arch::SmmuV3 if input_bits > SMMU_INPUT_BITS => Err(ConfigError::SmmuInputBits(input_bits)),
+        Arch::Vtd | Arch::SmmuV3 => Ok(()),
     }
 }
+
+/// The widest address that SMMUv3 tables with 4 KiB pages translate.
+const SMMU_INPUT_BITS: u8 = 48;
 
 #[cfg(test)]
 mod tests;

@@ -114,7 +114,8 @@ fn what_this_build_does_not_serve_is_refused_by_name() {
         EndpointOption::parse("00:02.0,vfio=0000:01:00.0"),
         Err(SpecError::Vfio("0000:01:00.0".to_owned()))
     );
-    assert_eq!(arch("smmuv3"), Err(ConfigError::Arch("smmuv3".to_owned())));
+    assert_eq!(width(Arch::SmmuV3, 57), Err(ConfigError::SmmuInputBits(57)));
+    assert_eq!(width(Arch::SmmuV3, 48).and(width(Arch::Vtd, 57)), Ok(()));
 }
 
 #[test]

@@ -1,32 +1,40 @@
-//! The software IOMMU: real VT-d structures in the shared region, walked by device processes.
+//! The software IOMMU: a real IOMMU's structures in the shared region, walked by device processes.
 //!
-//! A domain is a second-level table. An endpoint has a PASID table, whose entry 0 is what its untagged
-//! traffic takes. What is withdrawn is out of use after [`HostIommu::sync`], which drains every reader.
+//! VT-d's or SMMUv3's, as the hub's architecture says; `layout` knows the difference, and nothing here
+//! does. What is withdrawn is out of use after [`HostIommu::sync`], which drains every reader.
 
 mod budget;
 mod config;
-mod endpoint;
+mod layout;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use viommu_iotlb::{DeviceEvent, Hub, State, Withdrawn};
-use viommu_pasid::vtd::{AddressWidth, PasidEntry, RootTable, SetError, Translation, lookup};
-use viommu_pasid::{EndpointId, Requester, Structures};
-use viommu_pgtable::{Access, Iova, MapError, Mapping, PhysAddr, Table, VtdSecond, walk};
+use viommu_pasid::{EndpointId, Memories, Requester, SetError, Structures, lookup};
+use viommu_pgtable::{Access, Iova, MapError, Mapping, PhysAddr, TableMemory};
 
 use crate::{Capabilities, DomainId, HostError, HostIommu, Target};
 use budget::Budget;
 pub use config::{DevicePlace, SoftwareConfig, SoftwareError};
-use endpoint::Endpoint;
+use layout::{DomainTable, Layout, Lead, LeadError};
 
-/// The domain tag of pass-through entries; domains have others.
-const PASS_THROUGH_TAG: u16 = 1;
+/// The first domain tag: 0 and 1 are left to what goes through no domain.
+const FIRST_TAG: u16 = 2;
+
+/// Guest memory, as far as host-owned tables need it: not at all.
+struct NoGuestMemory;
+
+impl TableMemory for NoGuestMemory {
+    fn load(&self, _: PhysAddr) -> Option<u64> {
+        None
+    }
+}
 
 /// A domain: its table, and whose DMA goes through it.
 #[derive(Debug)]
 struct Domain {
-    table: Table<VtdSecond>,
+    table: DomainTable,
     tag: u16,
     attached: BTreeSet<Requester>,
 }
@@ -35,11 +43,10 @@ struct Domain {
 #[derive(Debug)]
 pub struct SoftwareIommu {
     hub: Hub,
-    format: VtdSecond,
-    width: AddressWidth,
+    layout: Layout,
+    table_base: PhysAddr,
     capabilities: Capabilities,
-    roots: BTreeMap<u16, RootTable>,
-    endpoints: BTreeMap<EndpointId, Endpoint>,
+    endpoints: BTreeSet<EndpointId>,
     domains: BTreeMap<DomainId, Domain>,
     attached_to: BTreeMap<Requester, DomainId>,
     next_tag: u16,
@@ -49,19 +56,19 @@ impl SoftwareIommu {
     /// An IOMMU without endpoints.
     ///
     /// # Errors
-    /// A width or page size that VT-d does not have, or what the kernel says to the shared memory.
+    /// A width, page sizes or a place of the tables that the architecture does not have, or what the
+    /// kernel says to the shared memory.
     pub fn new(config: SoftwareConfig) -> Result<Self, SoftwareError> {
-        let (format, width, capabilities) = config.resolve()?;
+        let (layout, capabilities) = config.resolve()?;
         Ok(Self {
             hub: Hub::new(config.hub).map_err(SoftwareError::Region)?,
-            format,
-            width,
+            layout,
+            table_base: config.hub.table_base,
             capabilities,
-            roots: BTreeMap::new(),
-            endpoints: BTreeMap::new(),
+            endpoints: BTreeSet::new(),
             domains: BTreeMap::new(),
             attached_to: BTreeMap::new(),
-            next_tag: PASS_THROUGH_TAG,
+            next_tag: FIRST_TAG,
         })
     }
 
@@ -71,22 +78,19 @@ impl SoftwareIommu {
     /// An endpoint that is there already, no table memory, or a socket that cannot be made.
     pub fn add_endpoint(&mut self, place: &DevicePlace) -> Result<(), SoftwareError> {
         let DevicePlace { endpoint, pasid_bits, .. } = *place;
-        if self.endpoints.contains_key(&endpoint) {
+        if self.endpoints.contains(&endpoint) {
             return Err(SoftwareError::TwiceThere { endpoint });
         }
-        let region = self.hub.region_mut();
-        let root = match self.roots.get(&endpoint.segment()) {
-            Some(root) => *root,
-            None => RootTable::new(region)?,
-        };
-        let entry = Endpoint::new(region, root, endpoint, pasid_bits)?;
-        if let Some(path) = &place.socket {
+        self.layout
+            .add(self.hub.region_mut(), endpoint, pasid_bits)
+            .map_err(|error| SoftwareError::NoPlace { endpoint, why: error.to_string() })?;
+        let structures = self.layout.structures(endpoint.segment());
+        if let (Some(path), Some(structures)) = (&place.socket, structures) {
             self.hub
-                .listen(endpoint, Structures::Vtd { root: root.root() }, pasid_bits, path)
+                .listen(endpoint, structures, pasid_bits, path)
                 .map_err(|source| SoftwareError::Listen { endpoint, path: path.clone(), source })?;
         }
-        self.roots.insert(endpoint.segment(), root);
-        self.endpoints.insert(endpoint, entry);
+        self.endpoints.insert(endpoint);
         Ok(())
     }
 
@@ -103,69 +107,50 @@ impl SoftwareIommu {
         self.hub.dispatch(on);
     }
 
-    /// The root table of a PCI segment, for a walk of our own.
+    /// Where readers of a PCI segment start, for a walk of one's own.
     #[must_use]
-    pub fn root(&self, segment: u16) -> Option<RootTable> {
-        self.roots.get(&segment).copied()
+    pub fn structures(&self, segment: u16) -> Option<Structures> {
+        self.layout.structures(segment)
     }
 
     /// Where an access of one byte leads, or `None` if it is refused: the tables, walked in process.
     #[must_use]
     pub fn translate(&self, requester: Requester, iova: Iova, access: Access) -> Option<PhysAddr> {
         let Requester { endpoint, pasid } = requester;
-        let root = self.roots.get(&endpoint.segment())?.root();
-        let memory = self.hub.region();
-        match lookup(memory, root, endpoint.bdf(), pasid).ok()?.translation {
-            Translation::PassThrough => {
-                (iova.raw() <= self.capabilities.output_last).then(|| PhysAddr::new(iova.raw()))
-            }
-            Translation::SecondLevel { root, .. } => {
-                walk(&self.format, memory, root, iova, access).ok().map(|page| page.oa)
-            }
-            // this writer makes no such entry
-            Translation::FirstLevel(_) | Translation::Nested { .. } => None,
-        }
+        let structures = self.layout.structures(endpoint.segment())?;
+        let memories = Memories::new(self.hub.region(), &NoGuestMemory, self.table_base);
+        let route = lookup(&memories, &structures, endpoint, pasid).ok()?;
+        memories.translate(&route, iova, access).ok().map(|page| page.oa)
     }
 
     /// A domain tag; hardware would tag its caches with it. Unique among the last 65 thousand.
     fn take_tag(&mut self) -> u16 {
-        self.next_tag = self.next_tag.checked_add(1).unwrap_or(PASS_THROUGH_TAG + 1);
+        self.next_tag = self.next_tag.checked_add(1).unwrap_or(FIRST_TAG);
         self.next_tag
     }
 
-    /// What the PASID entry of a requester that goes to `target` says; `None`: not present.
-    fn entry_for(&self, target: Target) -> Result<Option<PasidEntry>, HostError> {
-        match target {
-            Target::Blocked => Ok(None),
-            Target::Identity => Ok(Some(PasidEntry {
-                domain_tag: PASS_THROUGH_TAG,
-                translation: Translation::PassThrough,
-            })),
-            Target::Domain(id) => {
-                let domain =
-                    self.domains.get(&id).ok_or(HostError::Unsupported("no such domain"))?;
-                let translation =
-                    Translation::SecondLevel { root: domain.table.root(), width: self.width };
-                Ok(Some(PasidEntry { domain_tag: domain.tag, translation }))
+    /// Leads a requester elsewhere. That may copy a leaf, which needs a page; where none is free, what was
+    /// freed before is drained first, so that a guest which used up all memory can still attach.
+    fn lead(&mut self, requester: Requester, target: Target) -> Result<(), HostError> {
+        match self.try_lead(requester, target) {
+            Err(HostError::OutOfTables(_)) => {
+                self.sync();
+                self.try_lead(requester, target)
             }
+            done => done,
         }
     }
 
-    /// Stores the entry. A replaced leaf needs one page; where none is free, what was freed before is
-    /// drained first, so that a guest which used up all memory can still detach.
-    fn set_entry(
-        &mut self,
-        requester: Requester,
-        entry: Option<&PasidEntry>,
-    ) -> Result<(), HostError> {
-        let endpoint = self.endpoint(requester.endpoint)?;
-        match endpoint.set(self.hub.region_mut(), requester.pasid, entry) {
-            Err(SetError::OutOfTables(_)) => {
-                self.sync();
-                Ok(endpoint.set(self.hub.region_mut(), requester.pasid, entry)?)
+    fn try_lead(&mut self, requester: Requester, target: Target) -> Result<(), HostError> {
+        let lead = match target {
+            Target::Blocked => Lead::Blocked,
+            Target::Identity => Lead::Identity,
+            Target::Domain(id) => {
+                let domain = self.domains.get(&id).ok_or(NO_DOMAIN)?;
+                Lead::Through(&domain.table, domain.tag)
             }
-            done => Ok(done?),
-        }
+        };
+        Ok(self.layout.lead(self.hub.region_mut(), requester, lead)?)
     }
 
     /// Keeps the books of who goes through which domain.
@@ -186,18 +171,16 @@ impl SoftwareIommu {
 
     /// Cuts a requester off; needs no memory.
     fn block(&mut self, requester: Requester) {
-        if let Ok(endpoint) = self.endpoint(requester.endpoint) {
-            // clearing an entry cannot fail
-            let _ = endpoint.set(self.hub.region_mut(), requester.pasid, None);
+        if let Err(error) = self.try_lead(requester, Target::Blocked) {
+            log::error!("{requester:?} is not blocked: {error}");
         }
         self.note_target(requester, Target::Blocked);
         self.hub.withdraw(Withdrawn::Requester(requester));
     }
-
-    fn endpoint(&self, id: EndpointId) -> Result<Endpoint, HostError> {
-        self.endpoints.get(&id).copied().ok_or(HostError::Unsupported("no such endpoint"))
-    }
 }
+
+/// What a caller that names a domain which it has not made is told.
+const NO_DOMAIN: HostError = HostError::Unsupported("no such domain");
 
 impl AsFd for SoftwareIommu {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -205,11 +188,14 @@ impl AsFd for SoftwareIommu {
     }
 }
 
-impl From<SetError> for HostError {
-    fn from(error: SetError) -> Self {
+impl From<LeadError> for HostError {
+    fn from(error: LeadError) -> Self {
         match error {
-            SetError::OutOfTables(error) => Self::OutOfTables(error),
-            SetError::TooWide { .. } => Self::Unsupported("a PASID wider than the endpoint's"),
+            LeadError::Set(SetError::OutOfTables(error)) => Self::OutOfTables(error),
+            LeadError::Set(SetError::TooWide { .. }) => {
+                Self::Unsupported("a PASID wider than the endpoint's")
+            }
+            LeadError::Inexpressible(what) => Self::Unsupported(what),
         }
     }
 }
@@ -229,7 +215,7 @@ impl HostIommu for SoftwareIommu {
     }
 
     fn create_domain(&mut self, domain: DomainId) -> Result<(), HostError> {
-        let table = Table::new(self.format, &mut Budget(self.hub.region_mut()))?;
+        let table = self.layout.new_table(&mut Budget(self.hub.region_mut()))?;
         let tag = self.take_tag();
         self.domains.insert(domain, Domain { table, tag, attached: BTreeSet::new() });
         Ok(())
@@ -242,8 +228,7 @@ impl HostIommu for SoftwareIommu {
     }
 
     fn attach(&mut self, requester: Requester, target: Target) -> Result<(), HostError> {
-        let entry = self.entry_for(target)?;
-        self.set_entry(requester, entry.as_ref())?;
+        self.lead(requester, target)?;
         self.note_target(requester, target);
         self.hub.withdraw(Withdrawn::Requester(requester));
         self.hub.set_state(requester.endpoint, State::Running);
@@ -251,8 +236,7 @@ impl HostIommu for SoftwareIommu {
     }
 
     fn map(&mut self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {
-        let domain =
-            self.domains.get_mut(&domain).ok_or(HostError::Unsupported("no such domain"))?;
+        let domain = self.domains.get_mut(&domain).ok_or(NO_DOMAIN)?;
         Ok(domain.table.map(&mut Budget(self.hub.region_mut()), mapping)?)
     }
 
