@@ -60,8 +60,11 @@ fn lost(ram: &GuestRam, root: &StreamRoot, (stream, probe): (u32, &Probe)) -> Re
 
 /// True if QEMU ends itself when it looks up `stream`, in the structures as it sees them.
 pub(super) fn ends_qemu(ram: &GuestRam, root: &StreamRoot, stream: u32) -> bool {
-    let Ok((seen, _)) = see(ram, root, stream) else { return false };
-    structures::ends_qemu(&concatenated(seen, root, stream), root, stream)
+    let emulated = match see(ram, root, stream) {
+        Ok((seen, _)) => structures::ends_qemu(&concatenated(seen, root, stream), root, stream),
+        Err(_) => false,
+    };
+    emulated || structures::ends_qemu(ram, root, stream)
 }
 
 fn differs(exception: &'static Exception, end: End<Reason>, predicted: End<Reason>) -> Found {

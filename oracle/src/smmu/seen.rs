@@ -20,6 +20,8 @@ const SPAN: u64 = 0x1f;
 const WHOLE_SPAN: u64 = 7;
 /// STE word 0: S1CDMax.
 const S1CDMAX: u64 = 0x1f << 59;
+/// STE word 0: S1ContextPtr.
+const CONTEXT_POINTER_BITS: u64 = ((1 << 52) - 1) & !0x3f;
 /// STE word 0: the bits above our widest address that QEMU takes for S1ContextPtr's.
 const WIDE_CONTEXT: u64 = 0xff << 48;
 /// The same above the emulated system's widest address.
@@ -93,8 +95,9 @@ fn see_entry<'r>(
         return Ok((memory, exception.or(Some(&STAGE2_HTTU))));
     }
     let has_stage2 = is_valid && matches!(config, 0b110 | 0b111);
+    let input = if config == 0b111 { word0 & CONTEXT_POINTER_BITS } else { 0 };
     match Start::of(word2).filter(|_| has_stage2) {
-        Some(start) if start.is_hollow() && start.reaches_root() => {
+        Some(start) if start.is_hollow() && start.reaches_root() && !start.excludes(input) => {
             let memory = memory.with(offset(entry, 16), start.widened(word2));
             Ok((memory, exception.or(Some(&START_LEVEL))))
         }
@@ -135,6 +138,11 @@ impl Start {
     /// True if QEMU finds the root nevertheless: it aligns it to this many bits, or none.
     const fn reaches_root(&self) -> bool {
         self.input_bits >= self.levels * self.index_bits()
+    }
+
+    /// True if an input is too wide.
+    const fn excludes(&self, input: u64) -> bool {
+        input >> self.input_bits != 0
     }
 
     /// The word with an input that the first level indexes.

@@ -12,6 +12,9 @@ const NESTED_INPUTS: std::ops::Range<u64> = 0x2000_0000..0x8000_0000;
 const LEAF_LG2: u32 = 6;
 /// Addresses in structures.
 const ADDRESS: u64 = 0x000f_ffff_ffff_ffff;
+/// CD word 0.
+const EPD0: u64 = 1 << 14;
+const EPD1: u64 = 1 << 30;
 /// STE word 2: S2R; CD word 0: R.
 const STAGE2_RECORDS: u64 = 1 << 58;
 const STAGE2_AA64: u64 = 1 << 51;
@@ -50,43 +53,55 @@ pub(super) fn followed<M: TableMemory>(
     let mut pointers = vec![memory.load(pointer_at(root, stream)).unwrap_or(0) & !0x1f];
     let Some(entry) = entry_at(memory, root, stream) else { return pointers };
     let word = |index: u64| memory.load(offset(entry, index * 8)).unwrap_or(0);
-    let config = (word(0) >> 1) & 7;
-    if config == 0b101 {
-        pointers.push(word(0) & ADDRESS & !0x3f);
-        let descriptor = descriptor_at(memory, entry);
-        let word = |index: u64| descriptor.and_then(|at| memory.load(offset(at, index * 8)));
-        let disabled = word(0).unwrap_or(0);
-        for (index, bit) in [(1, 14), (2, 30)] {
-            pointers.extend(word(index).filter(|_| disabled & 1 << bit == 0));
+    let steps = path(memory, root, stream, iova);
+    let tables = steps.iter().filter(|step| step.level > 0 && step.raw & 3 == 3);
+    let nexts: Vec<u64> = tables.map(|step| step.raw & ADDRESS & !0xfff).collect();
+    match (word(0) >> 1) & 7 {
+        0b101 => {
+            pointers.push(word(0) & ADDRESS & !0x3f);
+            pointers.extend(roots(memory, entry));
+            pointers.extend(nexts);
+        }
+        0b110 => {
+            pointers.push(word(3) & ADDRESS & !0xf);
+            pointers.extend(nexts);
+        }
+        0b111 => {
+            pointers.push(word(3) & ADDRESS & !0xf);
+            pointers.extend(nested_followed(memory, entry, &nexts));
+        }
+        _ => {}
+    }
+    pointers
+}
+
+/// The same for what lies behind stage 2: each of these is an input of stage 2, or a table of it.
+fn nested_followed<M: TableMemory>(memory: &M, entry: PhysAddr, nexts: &[u64]) -> Vec<u64> {
+    let word0 = memory.load(entry).unwrap_or(0);
+    let mut inputs = vec![word0 & ADDRESS & !0x3f];
+    inputs.extend(roots(memory, entry));
+    inputs.extend(nexts);
+    let mut pointers = Vec::new();
+    if let Some(second) = stage2_at(memory, entry) {
+        for input in inputs {
+            let input = Iova::new(input);
+            for step in tables::path(second.format(), memory, second.root(), input) {
+                // a table's address, or a page's
+                pointers.extend((step.raw & 1 != 0).then_some(step.raw & ADDRESS & !0xfff));
+            }
         }
     }
-    if matches!(config, 0b110 | 0b111) {
-        pointers.push(word(3) & ADDRESS & !0xf);
-    }
-    if let Some(second) = stage2_at(memory, entry).filter(|_| config == 0b111) {
-        let through = |input: u64| {
-            let input = Iova::new(input & ADDRESS);
-            walk(second.format(), memory, second.root(), input, Access::READ).ok()
-        };
-        let descriptor = descriptor_at(memory, entry);
-        pointers.extend(descriptor.map(PhysAddr::raw));
-        let word = |index: u64| descriptor.and_then(|at| memory.load(offset(at, index * 8)));
-        let roots = [word(1), word(2)].into_iter().flatten();
-        pointers.extend(roots.filter_map(through).map(|found| found.oa.raw()));
-    }
-    let mut steps = path(memory, root, stream, iova);
-    if let (Some(second), Some(at)) =
-        (stage2_at(memory, entry), nested_descriptor(memory, root, stream))
-    {
-        let input = Iova::new(at);
-        steps.extend(tables::path(second.format(), memory, second.root(), input));
-    }
+    pointers.extend(nexts.iter().filter(|next| !NESTED_INPUTS.contains(next)));
     pointers
-        .extend(steps.iter().map(|step| step.at.raw()).filter(|at| !NESTED_INPUTS.contains(at)));
-    let tables = steps.iter().filter(|step| step.level > 0 && step.raw & 3 == 3);
-    let nested = |address: &u64| config != 0b111 || !NESTED_INPUTS.contains(address);
-    pointers.extend(tables.map(|step| step.raw & ADDRESS & !0xfff).filter(nested));
-    pointers
+}
+
+/// The roots of stage 1 that a context descriptor enables.
+fn roots<M: TableMemory>(memory: &M, entry: PhysAddr) -> Vec<u64> {
+    let Some(descriptor) = descriptor_at(memory, entry) else { return Vec::new() };
+    let word = |index: u64| memory.load(offset(descriptor, index * 8)).unwrap_or(0);
+    let enabled =
+        [(1, EPD0), (2, EPD1)].into_iter().filter(|(_, disabled)| word(0) & disabled == 0);
+    enabled.map(|(index, _)| word(index) & ADDRESS & !0xf).collect()
 }
 
 /// True if the stream table entry asks for a stage 2 of 32 bits (S2AA64 clear; IHI 0070, 5.2.2), or the
