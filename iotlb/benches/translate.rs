@@ -1,9 +1,9 @@
-//! What a translation costs: ours, vm-memory's `Iotlb` and a `BTreeMap`, both under an `RwLock`, on the
-//! same random accesses in one run.
+//! What a translation costs: ours, vm-memory's `Iotlb` and a `BTreeMap`, both under an `RwLock`, on
+//! the same random accesses in one run.
 //!
 //! `cargo bench -p viommu-iotlb` prints nanoseconds for each access, the median of all batches.
-//! *quiet*: nothing changes; *busy*: another thread maps and unmaps elsewhere all the time, and ours
-//! drains after each unmap. One guard, or one lock, for each batch of accesses.
+//! *quiet*: nothing changes; *busy*: another thread maps and unmaps elsewhere all the time, and
+//! ours drains after each unmap. One guard, or one lock, for each batch of accesses.
 #![expect(clippy::unwrap_used, reason = "a bench")]
 
 use std::collections::BTreeMap;

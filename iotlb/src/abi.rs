@@ -7,7 +7,7 @@
 //! | --- | --- | --- |
 //! | region: header, then table pages | the daemon | devices |
 //! | [`SlotMemory::control`], [`FaultHead`] | the daemon | the device |
-//! | everything else in [`SlotMemory`] | the device | nobody: the daemon loads each word once and checks it |
+//! | everything else in [`SlotMemory`] | the device | nobody: loaded once, and checked |
 
 use std::mem::{offset_of, size_of};
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -17,7 +17,8 @@ compile_error!("the shared layout is little-endian");
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("the shared layout needs 64-bit words");
 
-/// The layout's and the messages' version. Readers and daemons of different versions refuse each other.
+/// The layout's and the messages' version. Readers and daemons of different versions refuse each
+/// other.
 pub const VERSION: u32 = 1;
 
 /// First word of the region: `"viotlb\0\1"`.
@@ -26,7 +27,8 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"viotlb\0\x01");
 /// Where VT-d's tables are by default: above what a guest of 2^51 bytes can have, below 52 bits.
 pub const DEFAULT_TABLE_BASE: u64 = 1 << 51;
 
-/// Readers of one connection: one for each queue or thread of a device; a slot is one bit of a word.
+/// Readers of one connection: one for each queue or thread of a device; a slot is one bit of a
+/// word.
 pub const READER_SLOTS: usize = 64;
 
 /// Pins of one connection; each is an access in flight that outlives its guard.
@@ -90,7 +92,7 @@ pub struct RegionHeader {
     pub version: AtomicU64,
     /// [`Arch::raw`].
     pub arch: AtomicU64,
-    /// Physical address of the region's first byte: a table at offset X has address `table_base + X`.
+    /// Physical address of the region's first byte: offset X has address `table_base + X`.
     pub table_base: AtomicU64,
     /// Bytes of the region.
     pub size: AtomicU64,

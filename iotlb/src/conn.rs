@@ -69,7 +69,8 @@ impl ReaderCounters {
 impl Connection {
     /// Makes the slot memory and the doorbell for the device behind `socket`.
     ///
-    /// Also returns the slot memory's descriptor, which is the device's to have and not ours to keep.
+    /// Also returns the slot memory's descriptor, which is the device's to have and not ours to
+    /// keep.
     pub(crate) fn new(
         socket: OwnedFd,
         endpoint: EndpointId,
@@ -124,14 +125,15 @@ impl Connection {
 
     /// True if no reader uses anything older than `epoch`, and no pin covers what was withdrawn.
     ///
-    /// All words are the device's: each is loaded once and believed only as far as it makes us wait.
+    /// All words are the device's: each is loaded once and believed only as far as it makes us
+    /// wait.
     pub(crate) fn is_clear(&self, epoch: u64, withdrawn: &WithdrawnSet) -> bool {
         self.readers_have_passed(epoch) && !self.has_pin(epoch, withdrawn)
     }
 
     fn readers_have_passed(&self, epoch: u64) -> bool {
-        // Acquire: pairs with the RMWs in `Lane`. A bit that is set too late belongs to a reader whose
-        // entry fence comes after our fence, so it begins at the new epoch.
+        // Acquire: pairs with the RMWs in `Lane`. A bit that is set too late belongs to a reader
+        // whose entry fence comes after our fence, so it begins at the new epoch.
         let mut used = self.slot.device.slots_used.load(Ordering::Acquire);
         while used != 0 {
             let index = used.trailing_zeros() as usize;
@@ -146,8 +148,8 @@ impl Connection {
     }
 
     fn has_pin(&self, epoch: u64, withdrawn: &WithdrawnSet) -> bool {
-        // Acquire: pairs with the RMWs in `pin`. A pin is taken inside a section, and the sections that
-        // matter were seen to end before this load.
+        // Acquire: pairs with the RMWs in `pin`. A pin is taken inside a section, and the sections
+        // that matter were seen to end before this load.
         let maps = self.slot.device.pins_used.each_ref().map(|word| word.load(Ordering::Acquire));
         let in_use =
             |index: usize| maps.get(index / 64).is_some_and(|map| map & (1 << (index % 64)) != 0);
@@ -170,8 +172,8 @@ impl Connection {
 
     /// Empties the fault ring: at most a ring's worth of records.
     ///
-    /// The doorbell is watched edge-triggered and never read: its file is the device's as well, which
-    /// may make it blocking at any moment.
+    /// The doorbell is watched edge-triggered and never read: its file is the device's as well,
+    /// which may make it blocking at any moment.
     pub(crate) fn take_faults(&mut self, on: &mut dyn FnMut(FaultRecord)) -> Taken {
         self.faults.take(&self.slot, on)
     }

@@ -125,14 +125,15 @@ impl Device {
     /// [`function_started`](Self::function_started). Returns when the daemon has acted on it.
     ///
     /// # Errors
-    /// If the daemon is gone, or does not answer within some seconds. Holding a guard meanwhile makes the
-    /// daemon wait for us, and us for it. A notice that comes meanwhile is kept for
+    /// If the daemon is gone, or does not answer within some seconds. Holding a guard meanwhile
+    /// makes the daemon wait for us, and us for it. A notice that comes meanwhile is kept for
     /// [`dispatch`](Self::dispatch): call it afterwards.
     pub fn function_reset(&self) -> io::Result<()> {
         self.link.ask(|sequence| Message::FunctionReset { sequence }, ANSWER_TIMEOUT)
     }
 
-    /// Says that the function, which was reset, is about to do DMA again. Returns when the daemon knows.
+    /// Says that the function, which was reset, is about to do DMA again. Returns when the daemon
+    /// knows.
     ///
     /// # Errors
     /// As [`function_reset`](Self::function_reset).
@@ -140,14 +141,15 @@ impl Device {
         self.link.ask(|sequence| Message::FunctionStarted { sequence }, ANSWER_TIMEOUT)
     }
 
-    /// Takes what the daemon has sent, without waiting. Call it when [`as_fd`](AsFd::as_fd) is readable.
+    /// Takes what the daemon has sent, without waiting. Call it when [`as_fd`](AsFd::as_fd) is
+    /// readable.
     pub fn dispatch(&self) -> Notice {
         let heard = self.link.hear();
         Notice { revoked: heard.revoked, connected: heard.connected }
     }
 
-    /// False once the daemon was seen to be gone: by [`dispatch`](Self::dispatch), a function message, or
-    /// a reader that waits.
+    /// False once the daemon was seen to be gone: by [`dispatch`](Self::dispatch), a function
+    /// message, or a reader that waits.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.link.is_connected()

@@ -37,12 +37,12 @@ pub struct DrainReport {
 }
 
 impl Hub {
-    /// Waits until no device process uses what was withdrawn since the last drain; then table pages that
-    /// were freed are used again, and devices that asked something get their answers.
+    /// Waits until no device process uses what was withdrawn since the last drain; then table pages
+    /// that were freed are used again, and devices that asked something get their answers.
     ///
-    /// Does nothing but answer if nothing was withdrawn, freed, or told to readers. Waits for a device
-    /// process at most [`HubConfig::stuck`](crate::HubConfig::stuck), and for the end of one that it
-    /// kills a few seconds more.
+    /// Does nothing but answer if nothing was withdrawn, freed, or told to readers. Waits for a
+    /// device process at most [`HubConfig::stuck`](crate::HubConfig::stuck), and for the end of one
+    /// that it kills a few seconds more.
     pub fn drain(&mut self) -> DrainReport {
         let something =
             !self.withdrawn.is_empty() || self.states_changed || self.region.has_limbo();
@@ -182,8 +182,8 @@ impl Hub {
     }
 }
 
-/// Kills the process behind a connection and waits until it is gone. False if it is our own, or we have
-/// no handle of it, or it does not go.
+/// Kills the process behind a connection and waits until it is gone. False if it is our own, or we
+/// have no handle of it, or it does not go.
 fn kill(connection: &Connection) -> bool {
     let peer = &connection.peer;
     let Some(pidfd) = peer.pidfd.as_ref().filter(|_| peer.pid != Some(rustix::process::getpid()))

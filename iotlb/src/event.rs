@@ -19,8 +19,8 @@ pub enum DeviceEvent {
         /// The endpoint it served.
         endpoint: EndpointId,
     },
-    /// The endpoint's function was reset and does no DMA until it starts. The device waits for an answer,
-    /// which the next [`Hub::drain`](crate::Hub::drain) sends: act first.
+    /// The endpoint's function was reset and does no DMA until it starts. The device waits for an
+    /// answer, which the next [`Hub::drain`](crate::Hub::drain) sends: act first.
     FunctionReset {
         /// Whose function.
         endpoint: EndpointId,

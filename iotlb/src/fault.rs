@@ -1,7 +1,8 @@
 //! Refused accesses: what a reader sees, and how the daemon hears of it.
 //!
-//! A connection has a ring of [`FAULT_RECORDS`] records in its slot memory. The device puts, the daemon
-//! takes; a full ring drops and counts. The endpoint of a fault is the connection's: a record has none.
+//! A connection has a ring of [`FAULT_RECORDS`] records in its slot memory. The device puts, the
+//! daemon takes; a full ring drops and counts. The endpoint of a fault is the connection's: a
+//! record has none.
 
 use std::fmt;
 
@@ -108,8 +109,8 @@ impl FaultRecord {
         [self.iova.raw(), pasid, u64::from(self.access.bits()) | class << 8, 0]
     }
 
-    /// The record in `words`; `None` for a number that is no PASID. Unknown access bits are dropped, an
-    /// unknown class is [`FaultClass::Unknown`].
+    /// The record in `words`; `None` for a number that is no PASID. Unknown access bits are
+    /// dropped, an unknown class is [`FaultClass::Unknown`].
     fn decode([iova, pasid, what, _]: [u64; 4]) -> Option<Self> {
         let pasid = match pasid {
             0 => None,
@@ -149,7 +150,8 @@ pub(crate) fn put(slot: &SlotMemory, record: &FaultRecord) -> bool {
     true
 }
 
-/// The daemon's end of a ring. Its position is kept here: what the shared memory says is not believed.
+/// The daemon's end of a ring. Its position is kept here: what the shared memory says is not
+/// believed.
 #[derive(Debug, Default)]
 pub(crate) struct Taker {
     taken: u64,
@@ -165,7 +167,8 @@ pub(crate) struct Taken {
 }
 
 impl Taker {
-    /// Hands what is in the ring to `on`: at most [`FAULT_RECORDS`] records, whatever the device does.
+    /// Hands what is in the ring to `on`: at most [`FAULT_RECORDS`] records, whatever the device
+    /// does.
     pub(crate) fn take(&mut self, slot: &SlotMemory, on: &mut dyn FnMut(FaultRecord)) -> Taken {
         // Acquire: pairs with the store in `put`
         let put = slot.device.put.load(Ordering::Acquire);

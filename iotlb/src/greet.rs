@@ -16,13 +16,15 @@ use viommu_pasid::{EndpointId, Structures};
 use crate::abi::{self, State};
 use crate::conn::{Connection, SLOT_LEN};
 use crate::event::DeviceEvent;
-use crate::hub::{Endpoint, Greeting, Hub, Token};
+use crate::hub::{Endpoint, Greeting, Hub};
 use crate::message::{self, Message, Received, RefusedReason, Welcome};
+use crate::token::Token;
 
 /// Processes that one endpoint may have at once: one, and room for a successor and a few helpers.
 pub const MAX_CONNECTIONS_PER_ENDPOINT: usize = 8;
 
-/// Clients of one endpoint that have connected and said nothing; one more, and the oldest is dropped.
+/// Clients of one endpoint that have connected and said nothing; one more, and the oldest is
+/// dropped.
 const MAX_GREETINGS_PER_ENDPOINT: usize = 4;
 
 /// Clients accepted in one dispatch.

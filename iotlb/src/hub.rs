@@ -17,6 +17,7 @@ use crate::conn::{Connection, ReaderCounters};
 use crate::event::{Counters, DeviceEvent};
 use crate::message::{self, Message, Received};
 use crate::region::Region;
+use crate::token::Token;
 use crate::withdrawn::{Withdrawn, WithdrawnSet};
 
 /// Readiness events taken in one dispatch; the rest waits in the kernel for the next.
@@ -57,8 +58,8 @@ pub(crate) struct Greeting {
 
 /// The device processes of a daemon, and the tables that they walk.
 ///
-/// One thread. Nothing here blocks but [`drain`](Self::drain), which waits for device processes up to
-/// [`HubConfig::stuck`].
+/// One thread. Nothing here blocks but [`drain`](Self::drain), which waits for device processes up
+/// to [`HubConfig::stuck`].
 #[derive(Debug)]
 pub struct Hub {
     pub(crate) region: Region,
@@ -78,42 +79,6 @@ pub struct Hub {
     farewells: Vec<DeviceEvent>,
     pub(crate) epoll: OwnedFd,
     wake: OwnedFd,
-}
-
-/// What an epoll event is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Token {
-    Wake,
-    Listener(EndpointId),
-    Greeting(u64),
-    Connection(u64),
-    Doorbell(u64),
-}
-
-impl Token {
-    const KIND_SHIFT: u32 = 56;
-
-    pub(crate) const fn data(self) -> epoll::EventData {
-        let (kind, id) = match self {
-            Self::Wake => (0, 0),
-            Self::Listener(endpoint) => (1, endpoint.raw() as u64),
-            Self::Greeting(id) => (2, id),
-            Self::Connection(id) => (3, id),
-            Self::Doorbell(id) => (4, id),
-        };
-        epoll::EventData::new_u64(kind << Self::KIND_SHIFT | id)
-    }
-
-    fn from_data(data: epoll::EventData) -> Self {
-        let id = data.u64() & ((1 << Self::KIND_SHIFT) - 1);
-        match data.u64() >> Self::KIND_SHIFT {
-            1 => Self::Listener(EndpointId::new(u32::try_from(id).unwrap_or(u32::MAX))),
-            2 => Self::Greeting(id),
-            3 => Self::Connection(id),
-            4 => Self::Doorbell(id),
-            _ => Self::Wake,
-        }
-    }
 }
 
 impl Hub {
@@ -150,7 +115,8 @@ impl Hub {
         &self.region
     }
 
-    /// The tables, to be written. What is taken out of them is said with [`withdraw`](Self::withdraw).
+    /// The tables, to be written. What is taken out of them is said with
+    /// [`withdraw`](Self::withdraw).
     pub const fn region_mut(&mut self) -> &mut Region {
         &mut self.region
     }
@@ -168,8 +134,9 @@ impl Hub {
         counters.fold(ReaderCounters::default(), ReaderCounters::plus)
     }
 
-    /// Listens at `path` for processes that do the DMA of `endpoint`. Its way through the tables begins
-    /// at `structures`, which lie in the region. A socket left over at `path` is replaced; anything else is not.
+    /// Listens at `path` for processes that do the DMA of `endpoint`. Its way through the tables
+    /// begins at `structures`, which lie in the region. A socket left over at `path` is replaced;
+    /// anything else is not.
     ///
     /// The socket's file can be opened by its owner only: who may be the device is decided by its
     /// permissions and its folder's.
@@ -202,15 +169,18 @@ impl Hub {
         Ok(())
     }
 
-    /// Notes what was taken out of the tables; the next [`drain`](Self::drain) waits for pins of it.
+    /// Notes what was taken out of the tables; the next [`drain`](Self::drain) waits for pins of
+    /// it.
     pub fn withdraw(&mut self, what: Withdrawn) {
         self.withdrawn.add(what);
     }
 
-    /// Tells the readers of `endpoint`, present and future, whether accesses run, wait or are refused.
+    /// Tells the readers of `endpoint`, present and future, whether accesses run, wait or are
+    /// refused.
     ///
     /// [`State::Running`] lets waiting readers go at once; the others are in force after the next
-    /// [`drain`](Self::drain). An endpoint that is cut off stays so until [`readmit_all`](Self::readmit_all).
+    /// [`drain`](Self::drain). An endpoint that is cut off stays so until
+    /// [`readmit_all`](Self::readmit_all).
     pub fn set_state(&mut self, endpoint: EndpointId, state: State) {
         let Some(found) = self.endpoints.get_mut(&endpoint) else { return };
         if found.state == state || found.state == State::CutOff {
@@ -246,8 +216,9 @@ impl Hub {
         self.connections.len()
     }
 
-    /// Does what is to do at the devices' ends, without waiting, a bounded amount of it. Call it when
-    /// [`as_fd`](AsFd::as_fd) is readable, and [`drain`](Self::drain) after having acted on the events.
+    /// Does what is to do at the devices' ends, without waiting, a bounded amount of it. Call it
+    /// when [`as_fd`](AsFd::as_fd) is readable, and [`drain`](Self::drain) after having acted on
+    /// the events.
     pub fn dispatch(&mut self, on: &mut dyn FnMut(DeviceEvent)) {
         self.answer_all();
         self.tell_gone(on);
@@ -339,8 +310,8 @@ impl Hub {
         counters.bad_faults += taken.bad;
     }
 
-    /// Refuses a device that breaks the protocol. An honest reader of it may still be inside a section,
-    /// so it is counted until the next drain has passed.
+    /// Refuses a device that breaks the protocol. An honest reader of it may still be inside a
+    /// section, so it is counted until the next drain has passed.
     fn expel(&mut self, id: u64, why: &str) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let endpoint = connection.endpoint();
@@ -361,8 +332,8 @@ impl Hub {
         let farewells = &mut self.farewells;
         let mut last_words = |event| farewells.push(event);
         Self::take_faults_of(&mut connection, &mut self.counters, &mut last_words);
-        // The doorbell's file lives on in the device: closing our descriptor would not unwatch it. Both
-        // may be unwatched already.
+        // The doorbell's file lives on in the device: closing our descriptor would not unwatch it.
+        // Both may be unwatched already.
         let _gone = epoll::delete(&self.epoll, &connection.doorbell);
         let _gone = epoll::delete(&self.epoll, &connection.socket);
         if let Some(endpoint) = self.endpoints.get_mut(&endpoint) {

@@ -16,12 +16,13 @@ use crate::reader::Guard;
 
 /// Guest memory `M`, addressed by the IOVAs of one PASID (or untagged), as long as a guard is open.
 ///
-/// `M` is asked with the permissions of the access, so that memory which the VMM gives read-only can
-/// refuse writes that a mapping allows.
+/// `M` is asked with the permissions of the access, so that memory which the VMM gives read-only
+/// can refuse writes that a mapping allows.
 ///
-/// virtio-queue's `Queue`, `DescriptorChain`, `Reader` and `Writer` work on it unchanged. An access that
-/// is refused is an [`Error::IOError`] with the [`AccessFault`] inside; the daemon is told, and
-/// [`fault`](Self::fault) remembers it, because callers between here and the device drop errors.
+/// virtio-queue's `Queue`, `DescriptorChain`, `Reader` and `Writer` work on it unchanged. An access
+/// that is refused is an [`Error::IOError`] with the [`AccessFault`] inside; the daemon is told,
+/// and [`fault`](Self::fault) remembers it, because callers between here and the device drop
+/// errors.
 #[derive(Debug)]
 pub struct IovaMemory<'g, M> {
     guard: &'g Guard<'g>,

@@ -1,9 +1,9 @@
 //! DMA translation out of shared memory: for device processes, and for the daemon that they trust.
 //!
-//! A device process (vfio-user, vhost-user) connects to its endpoint's socket and gets two pieces of
-//! shared memory: the *region*, which holds the IOMMU's tables and is read-only for it, and a *slot*
-//! memory of its own, in which it says what it is using. From then on it translates by itself: no
-//! message, no system call, no lock on the way of a DMA.
+//! A device process (vfio-user, vhost-user) connects to its endpoint's socket and gets two pieces
+//! of shared memory: the *region*, which holds the IOMMU's tables and is read-only for it, and a
+//! *slot* memory of its own, in which it says what it is using. From then on it translates by
+//! itself: no message, no system call, no lock on the way of a DMA.
 //!
 //! # Quick start
 //!
@@ -32,37 +32,38 @@
 //! # }
 //! ```
 //!
-//! Watch the device's descriptor as well: [`Device::dispatch`] says when a drain waits for this process,
-//! and when the daemon is gone.
+//! Watch the device's descriptor as well: [`Device::dispatch`] says when a drain waits for this
+//! process, and when the daemon is gone.
 //!
 //! # What it guarantees
 //!
-//! - **No stale access.** When [`Hub::drain`] returns, no access goes on through a translation that was
-//!   withdrawn before it, except by a process that was cut off by [`StuckPolicy::Disconnect`], which is
-//!   counted and logged. What a translation returns borrows from its [`Guard`]; accesses that
-//!   outlive the guard take a [`Pin`].
+//! - **No stale access.** When [`Hub::drain`] returns, no access goes on through a translation that
+//!   was withdrawn before it, except by a process that was cut off by [`StuckPolicy::Disconnect`],
+//!   which is counted and logged. What a translation returns borrows from its [`Guard`]; accesses
+//!   that outlive the guard take a [`Pin`].
 //! - **Readers never block**, unless their endpoint is parked, and never wait for another reader.
 //! - **A drain waits only for whom it must**, and only so long: processes that end are noticed at
 //!   once through their socket, stuck ones are told, then ended, at [`HubConfig::stuck`].
-//! - **Tables are hardware's.** The region holds VT-d scalable-mode or SMMUv3 structures, byte for byte.
-//!   Whatever is in them, a walk is bounded and ends in a piece or an [`AccessFault`].
-//! - **A device process can harm itself only.** It cannot write tables, other slots or others' events,
-//!   nor block the daemon. All that the daemon reads from it is loaded once, checked, and believed only
-//!   as far as it makes a drain wait.
+//! - **Tables are hardware's.** The region holds VT-d scalable-mode or SMMUv3 structures, byte for
+//!   byte. Whatever is in them, a walk is bounded and ends in a piece or an [`AccessFault`].
+//! - **A device process can harm itself only.** It cannot write tables, other slots or others'
+//!   events, nor block the daemon. All that the daemon reads from it is loaded once, checked, and
+//!   believed only as far as it makes a drain wait.
 //!
 //! # What it costs
 //!
-//! - Memory: the region is sparse, a page that was used once stays; a reader's private TLB has 2 MiB of
-//!   address space, of which touched pages count.
-//! - A drain flushes every reader's private TLB: one epoch for all endpoints keeps the hit path short.
+//! - Memory: the region is sparse, a page that was used once stays; a reader's private TLB has 2
+//!   MiB of address space, of which touched pages count.
+//! - A drain flushes every reader's private TLB: one epoch for all endpoints keeps the hit path
+//!   short.
 //! - One full fence for each section, on either side. `benches/translate.rs` prints what that is.
-//! - A guard that is held delays every withdrawal of the guest, whose CPU spins meanwhile. Hold it over
-//!   copies, never over a system call of unbounded length.
+//! - A guard that is held delays every withdrawal of the guest, whose CPU spins meanwhile. Hold it
+//!   over copies, never over a system call of unbounded length.
 //!
 //! # Memory ordering
 //!
-//! `section` has the words, the two sides and the argument; `models` has loom search it, and its broken
-//! twins. Every other atomic names its partner where it is used.
+//! `section` has the words, the two sides and the argument; `models` has loom search it, and its
+//! broken twins. Every other atomic names its partner where it is used.
 //!
 //! | word | written by | read by |
 //! | --- | --- | --- |
@@ -75,10 +76,10 @@
 //!
 //! # What it leaves out
 //!
-//! Who maps what (the daemon's business), guest memory itself (the VMM gives it to the device), and with
-//! it tables that lie in guest memory: an access through one faults. The layout is `docs/iotlb-abi.md`, version
-//! [`abi::VERSION`]; a reader or daemon of another version is refused. A connection must not be used in
-//! a process that was forked after it was made.
+//! Who maps what (the daemon's business), guest memory itself (the VMM gives it to the device), and
+//! with it tables that lie in guest memory: an access through one faults. The layout is
+//! `docs/iotlb-abi.md`, version [`abi::VERSION`]; a reader or daemon of another version is refused.
+//! A connection must not be used in a process that was forked after it was made.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
 
 pub mod abi;
@@ -106,6 +107,7 @@ mod shm;
 mod sync;
 mod sys;
 mod tlb;
+mod token;
 mod view;
 mod withdrawn;
 

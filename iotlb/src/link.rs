@@ -226,8 +226,8 @@ pub(crate) fn take_bit(word: &AtomicU64) -> Option<usize> {
     loop {
         let free = word.load(Ordering::Relaxed).trailing_ones();
         let bit = 1u64.checked_shl(free)?;
-        // AcqRel: pairs with `give_bit`, what the last owner stored comes first; and with the loads in
-        // `Connection::is_clear`
+        // AcqRel: pairs with `give_bit`, what the last owner stored comes first; and with the loads
+        // in `Connection::is_clear`
         if word.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
             return usize::try_from(free).ok();
         }

@@ -1,5 +1,5 @@
-//! The section protocol under loom: all interleavings of small cases, and of each a twin that is broken
-//! on purpose and must be caught.
+//! The section protocol under loom: all interleavings of small cases, and of each a twin that is
+//! broken on purpose and must be caught.
 //!
 //! In each case a table entry leads to a page; `GOOD` in the page is what a device may use, and the
 //! writer destroys it once the drain says that nobody is left.
@@ -348,7 +348,8 @@ fn a_reader_that_does_not_look_at_its_state_is_caught() {
     assert!(is_caught(park(false)));
 }
 
-/// Two drains in a row: a reader that publishes the first epoch late must not be lost to the second.
+/// Two drains in a row: a reader that publishes the first epoch late must not be lost to the
+/// second.
 #[test]
 fn a_reader_between_two_epochs_is_waited_for_by_both_drains() {
     search(|| {

@@ -1,5 +1,5 @@
-//! From (endpoint, PASID) to its tables, and through them. Formats and structures are `viommu_pasid`'s
-//! and `viommu_pgtable`'s; what faults mean to a device is decided here.
+//! From (endpoint, PASID) to its tables, and through them. Formats and structures are
+//! `viommu_pasid`'s and `viommu_pgtable`'s; what faults mean to a device is decided here.
 
 use viommu_pasid::smmuv3::LookupFaultKind as Smmu;
 use viommu_pasid::vtd::LookupFaultKind as Vtd;
@@ -63,8 +63,8 @@ const fn vtd_reason(kind: Vtd) -> FaultReason {
     }
 }
 
-/// SMMUv3 does not tell an entry that is not valid from one that is illegal; the daemon writes none of
-/// the latter.
+/// SMMUv3 does not tell an entry that is not valid from one that is illegal; the daemon writes none
+/// of the latter.
 const fn smmu_reason(kind: &Smmu) -> FaultReason {
     match kind {
         Smmu::EntryFetch | Smmu::ContextFetch | Smmu::ContextThrough(_) => FaultReason::Malformed,

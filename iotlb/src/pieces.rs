@@ -29,8 +29,8 @@ pub struct Pieces<'g> {
     iova: u64,
     /// Bytes not yet yielded.
     left: u64,
-    /// What follows the piece that was yielded last, found while looking how far it goes. A fault is
-    /// not kept: whoever asks for what comes next meets it again.
+    /// What follows the piece that was yielded last, found while looking how far it goes. A fault
+    /// is not kept: whoever asks for what comes next meets it again.
     ahead: Option<Leaf>,
     /// The range runs past the last address.
     wraps: bool,

@@ -32,8 +32,9 @@ impl Pin {
     ) -> Result<Self, PinsFull> {
         let index = take(&link.slot).ok_or(PinsFull)?;
         if let Some(line) = link.slot.pins.get(index) {
-            // Relaxed: the end of the section (Release) publishes them, and the daemon reads pins after
-            // it has seen that. Until then it may read the last owner's: it waits a little for nothing.
+            // Relaxed: the end of the section (Release) publishes them, and the daemon reads pins
+            // after it has seen that. Until then it may read the last owner's: it waits a little
+            // for nothing.
             let put = |word: &AtomicU64, value| word.store(value, Ordering::Relaxed);
             put(&line.epoch, epoch);
             put(&line.pasid, pasid.map_or(0, |pasid| u64::from(pasid.raw())));

@@ -93,8 +93,8 @@ impl Reader {
         }
     }
 
-    /// Begins a section, without waiting. Inside one of the same reader it costs nothing, and both see the
-    /// same translations: those of the outer.
+    /// Begins a section, without waiting. Inside one of the same reader it costs nothing, and both
+    /// see the same translations: those of the outer.
     ///
     /// # Errors
     /// See [`Refused`].
@@ -139,8 +139,8 @@ impl Reader {
         Err(if self.link.has_hung_up() { Refused::Disconnected } else { refused })
     }
 
-    /// Waits until accesses run, at most `timeout`. True if they do; false at once if this process is
-    /// refused for good or the daemon is gone.
+    /// Waits until accesses run, at most `timeout`. True if they do; false at once if this process
+    /// is refused for good or the daemon is gone.
     #[must_use]
     pub fn wait_running(&self, timeout: Duration) -> bool {
         self.link.wait_running(timeout)
@@ -201,8 +201,8 @@ impl Reader {
     }
 }
 
-/// What the private TLB tells translations apart by: the PASID, and whether the access is privileged,
-/// because tables may grant other rights then.
+/// What the private TLB tells translations apart by: the PASID, and whether the access is
+/// privileged, because tables may grant other rights then.
 #[inline]
 fn tag(pasid: Option<Pasid>, access: Access) -> u32 {
     const PRIVILEGED: u32 = Pasid::MAX.raw() + 1;
@@ -220,20 +220,20 @@ impl Drop for Reader {
 
 /// An open section: translations found under it are good until it is dropped, and no longer.
 ///
-/// The daemon answers no withdrawal meanwhile: keep it short, and never wait in it for the daemon, the
-/// VMM or the guest. One that is kept, or leaked, for longer than the daemon's `stuck` time gets the
-/// process killed.
+/// The daemon answers no withdrawal meanwhile: keep it short, and never wait in it for the daemon,
+/// the VMM or the guest. One that is kept, or leaked, for longer than the daemon's `stuck` time
+/// gets the process killed.
 #[derive(Debug)]
 pub struct Guard<'r> {
     reader: &'r Reader,
 }
 
 impl Guard<'_> {
-    /// Where the `len` bytes at `iova` lead, piece by piece, for an access of `pasid` (or untagged) that
-    /// does `access`.
+    /// Where the `len` bytes at `iova` lead, piece by piece, for an access of `pasid` (or untagged)
+    /// that does `access`.
     ///
-    /// Yields pieces that follow each other without a gap, cut only where output addresses jump; after
-    /// a fault nothing. A range of 0 bytes has no pieces.
+    /// Yields pieces that follow each other without a gap, cut only where output addresses jump;
+    /// after a fault nothing. A range of 0 bytes has no pieces.
     #[inline]
     #[must_use]
     pub fn translate(
@@ -246,8 +246,8 @@ impl Guard<'_> {
         Pieces::new(self.reader, pasid, access, iova.raw(), len)
     }
 
-    /// Tells the daemon, and through it the guest, of an access that was refused. False if there was no
-    /// room to say so: the fault is counted and dropped.
+    /// Tells the daemon, and through it the guest, of an access that was refused. False if there
+    /// was no room to say so: the fault is counted and dropped.
     pub fn report(&self, fault: &AccessFault) -> bool {
         self.reader.link.report(&FaultRecord::from(fault))
     }

@@ -11,8 +11,8 @@ use crate::abi::{self, Arch, PAGE_BYTES, PAGE_LEN, RegionHeader};
 use crate::section;
 use crate::shm::{self, Mapping, Rights, Shared};
 
-/// Runs of 2^0 to 2^`RUN_CLASSES - 1` pages are kept apart for reuse as runs of their size. The longest
-/// that any structure needs is a PASID directory for 20 bits: 32 pages.
+/// Runs of 2^0 to 2^`RUN_CLASSES - 1` pages are kept apart for reuse as runs of their size. The
+/// longest that any structure needs is a PASID directory for 20 bits: 32 pages.
 const RUN_CLASSES: usize = 6;
 
 /// Most pages of a region: page numbers are 32 bits wide (16 TiB).
@@ -27,8 +27,8 @@ struct Run {
 
 /// The memfd that tables live in, mapped writable once, here.
 ///
-/// It is sparse: an untouched page costs nothing. Pages that were touched stay: they are recycled, never
-/// given back. A freed page rests until the next [`Hub::drain`](crate::Hub::drain).
+/// It is sparse: an untouched page costs nothing. Pages that were touched stay: they are recycled,
+/// never given back. A freed page rests until the next [`Hub::drain`](crate::Hub::drain).
 #[derive(Debug)]
 pub struct Region {
     fd: OwnedFd,
@@ -53,8 +53,8 @@ impl Region {
     /// A region of `bytes` bytes, header included, whose first byte has address `table_base`.
     ///
     /// # Errors
-    /// `InvalidInput` if an argument is not a multiple of 4096, there is no room for a table, or the
-    /// region would end above [`Arch::address_bits`]; otherwise what the kernel says.
+    /// `InvalidInput` if an argument is not a multiple of 4096, there is no room for a table, or
+    /// the region would end above [`Arch::address_bits`]; otherwise what the kernel says.
     pub fn new(arch: Arch, table_base: PhysAddr, bytes: u64) -> io::Result<Self> {
         let limit = 1 << arch.address_bits();
         let end = table_base.checked_add(bytes).filter(|end| end.raw() <= limit);
@@ -217,7 +217,8 @@ impl TableMemory for Region {
 
 impl TableStore for Region {
     /// # Panics
-    /// If `at` is not inside the region: the caller's mistake, which nobody outside can bring about.
+    /// If `at` is not inside the region: the caller's mistake, which nobody outside can bring
+    /// about.
     #[inline]
     fn store(&mut self, at: PhysAddr, entry: u64) {
         let offset = at.raw().wrapping_sub(self.table_base);

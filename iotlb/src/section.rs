@@ -2,9 +2,9 @@
 //!
 //! # Words
 //!
-//! `epoch` is one word in the region, written by the daemon only, growing by one at each drain. Each
-//! reader has a `slot` word of its own: [`IDLE`] outside a section, else an epoch not later than the
-//! one whose tables it uses.
+//! `epoch` is one word in the region, written by the daemon only, growing by one at each drain.
+//! Each reader has a `slot` word of its own: [`IDLE`] outside a section, else an epoch not later
+//! than the one whose tables it uses.
 //!
 //! # The two sides
 //!
@@ -23,17 +23,18 @@
 //! The fences R2 and W3 are in one total order.
 //! - **R2 before W3**: W4 sees the store R1, or a later one of the same slot. It waits until R5 or
 //!   until the reader re-published a later epoch, which it does only after it flushed what it knew.
-//! - **W3 before R2**: R3 sees W2. The reader flushes its private translations, and because W2 releases
-//!   and R3 is followed by an acquire fence, its walks see W1.
+//! - **W3 before R2**: R3 sees W2. The reader flushes its private translations, and because W2
+//!   releases and R3 is followed by an acquire fence, its walks see W1.
 //!
-//! A reader that finds a new epoch at R3 has its old value in the slot until it stores the new one. If
-//! the epoch moves again in between, the next writer meets one of the two values, and waits for both.
+//! A reader that finds a new epoch at R3 has its old value in the slot until it stores the new one.
+//! If the epoch moves again in between, the next writer meets one of the two values, and waits for
+//! both.
 //!
 //! W4 and W5: what a reader loaded in its section happens before R5 (Release), and W4 reads R5
-//! (Acquire), so a page that W5 zeroes is never seen half-way by an old section. R1 may be Relaxed: when
-//! W4 passes on a value that R1 stored, that value is `>= new`, so the reader met the new epoch in this
-//! entry or an earlier one; the fence R2 of that entry stands between its old sections and this store,
-//! and releases them.
+//! (Acquire), so a page that W5 zeroes is never seen half-way by an old section. R1 may be Relaxed:
+//! when W4 passes on a value that R1 stored, that value is `>= new`, so the reader met the new
+//! epoch in this entry or an earlier one; the fence R2 of that entry stands between its old
+//! sections and this store, and releases them.
 
 use crate::sync::{Ordering, Word};
 

@@ -1,7 +1,7 @@
 //! Shared memory: sealed memfds and typed, bounds-checked, atomic access to their mappings.
 //!
-//! The only place of this crate that dereferences a raw pointer. What it hands out are references to
-//! atomics, so that another process may change the words at any time without harm.
+//! The only place of this crate that dereferences a raw pointer. What it hands out are references
+//! to atomics, so that another process may change the words at any time without harm.
 #![expect(unsafe_code, reason = "mappings that another process changes meanwhile")]
 
 use std::io;
@@ -34,8 +34,8 @@ pub(crate) fn create(name: &str, len: usize) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Fixes the size for good, so that no access to a mapping can fault; with `read_only` nobody gets a
-/// writable mapping from now on, either (mappings made before stay writable).
+/// Fixes the size for good, so that no access to a mapping can fault; with `read_only` nobody gets
+/// a writable mapping from now on, either (mappings made before stay writable).
 pub(crate) fn seal(fd: &OwnedFd, read_only: bool) -> io::Result<()> {
     let mut seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     if read_only {
@@ -62,8 +62,8 @@ impl Mapping {
     /// Maps the first `len` bytes of `fd`.
     ///
     /// # Errors
-    /// If the file is shorter than `len` or can shrink (it has no `F_SEAL_SHRINK`): loads could fault.
-    /// Also what the kernel says.
+    /// If the file is shorter than `len`: loads would fault. Also what the kernel says. That it stays
+    /// so long is [`check_sealed`](Self::check_sealed)'s to see, where another process made it.
     pub(crate) fn map(fd: impl AsFd, len: usize, rights: Rights) -> io::Result<Self> {
         let size = rustix::fs::fstat(&fd)?.st_size;
         if usize::try_from(size).is_ok_and(|size| size < len) || len == 0 {
@@ -117,7 +117,8 @@ impl Drop for Mapping {
 /// A layout of shared memory.
 ///
 /// # Safety
-/// The implementor consists of atomic integers only, needs at most page alignment, and has no padding.
+/// The implementor consists of atomic integers only, needs at most page alignment, and has no
+/// padding.
 pub(crate) unsafe trait Layout {}
 
 // SAFETY: 1. all its fields are arrays of atomics or atomics; `abi` asserts its size.

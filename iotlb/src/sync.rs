@@ -1,8 +1,9 @@
 //! Atomics, and what of them an ordering argument needs: everything that takes part in one imports
 //! from here.
 //!
-//! Words in shared memory are the standard library's. The section protocol is written over [`Word`], so
-//! that `models` can search its interleavings with loom's words, and break it by words that do less.
+//! Words in shared memory are the standard library's. The section protocol is written over
+//! [`Word`], so that `models` can search its interleavings with loom's words, and break it by words
+//! that do less.
 
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 

@@ -39,8 +39,8 @@ fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<i32> {
     let mut len: libc::socklen_t = 12;
     const { assert!(size_of::<libc::ucred>() == 12) };
     let (fd, value) = (socket.as_raw_fd(), (&raw mut credentials).cast());
-    // SAFETY: 1. `fd` is open, it is borrowed; 2. the kernel writes at most `len` bytes, asserted to be
-    // the size of `credentials`; 3. any three integers are a `ucred`.
+    // SAFETY: 1. `fd` is open, it is borrowed; 2. the kernel writes at most `len` bytes, asserted
+    // to be the size of `credentials`; 3. any three integers are a `ucred`.
     let result =
         unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, value, &raw mut len) };
     if result == 0 { Ok(credentials.pid) } else { Err(io::Error::last_os_error()) }
@@ -51,8 +51,8 @@ fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let mut len: libc::socklen_t = 4;
     const { assert!(size_of::<RawFd>() == 4) };
     let (fd, value) = (socket.as_raw_fd(), (&raw mut pidfd).cast());
-    // SAFETY: 1. `fd` is open, it is borrowed; 2. the kernel writes at most `len` bytes, asserted to be
-    // the size of `pidfd`.
+    // SAFETY: 1. `fd` is open, it is borrowed; 2. the kernel writes at most `len` bytes, asserted
+    // to be the size of `pidfd`.
     let result =
         unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, SO_PEERPIDFD, value, &raw mut len) };
     if result != 0 || pidfd < 0 {

@@ -7,8 +7,8 @@ use zerocopy::FromZeros;
 
 use crate::path::Leaf;
 
-/// Entries of a reader's TLB: 64 Ki, 2 MiB of address space, of which the touched pages cost memory.
-/// As many 4 KiB mappings in a row, 256 MiB of IOVAs, fit without a conflict.
+/// Entries of a reader's TLB: 64 Ki, 2 MiB of address space, of which the touched pages cost
+/// memory. As many 4 KiB mappings in a row, 256 MiB of IOVAs, fit without a conflict.
 const ENTRIES: usize = 1 << 16;
 
 /// One translation. All zero is no translation: generations begin with 1.

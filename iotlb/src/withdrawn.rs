@@ -74,8 +74,8 @@ impl WithdrawnSet {
         self.list.clear();
     }
 
-    /// Adds one, to the last one if they are neighbours: guests unmap in order. Beyond the limit all of
-    /// them become [`Withdrawn::Everything`].
+    /// Adds one, to the last one if they are neighbours: guests unmap in order. Beyond the limit
+    /// all of them become [`Withdrawn::Everything`].
     pub(crate) fn add(&mut self, withdrawn: Withdrawn) {
         if self.list.first() == Some(&Withdrawn::Everything) {
             return;
@@ -92,7 +92,8 @@ impl WithdrawnSet {
         }
     }
 
-    /// True if an access of `requester` to `first..=last` (any two numbers) may use what was withdrawn.
+    /// True if an access of `requester` to `first..=last` (any two numbers) may use what was
+    /// withdrawn.
     pub(crate) fn covers(&self, requester: Requester, first: u64, last: u64) -> bool {
         self.list.iter().any(|withdrawn| withdrawn.covers(requester, first, last))
     }

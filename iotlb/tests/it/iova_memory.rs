@@ -105,7 +105,10 @@ fn a_refused_access_is_an_error_with_the_fault_inside_and_reaches_the_daemon() {
     let fault = *error.get_ref().unwrap().downcast_ref::<AccessFault>().unwrap();
     assert_eq!((fault.iova, fault.access), (Iova::new(8), Access::WRITE));
     assert_eq!(iovas.fault(), Some(fault));
-    let is_ours = |event: &DeviceEvent| matches!(event, DeviceEvent::Fault { record, .. } if record.iova == Iova::new(8));
+    let is_ours = |event: &DeviceEvent| match event {
+        DeviceEvent::Fault { record, .. } => record.iova == Iova::new(8),
+        _ => false,
+    };
     daemon.events(|events| events.iter().any(is_ours));
 }
 

@@ -1,5 +1,5 @@
-//! The stress: readers in other processes look at marks in the pages that they reach, while the daemon
-//! maps and unmaps.
+//! The stress: readers in other processes look at marks in the pages that they reach, while the
+//! daemon maps and unmaps.
 //!
 //! `STRESS_SECONDS=60 cargo test -p viommu-iotlb --test processes marks` runs for a minute.
 
@@ -73,7 +73,8 @@ pub(crate) fn read(socket: &Path) {
     say(&format!("read {seen}"));
 }
 
-/// The daemon: maps and unmaps pages in a fixed disorder, and marks them. Returns the turns it took.
+/// The daemon: maps and unmaps pages in a fixed disorder, and marks them. Returns the turns it
+/// took.
 fn change(world: &mut World, marks: &GuestMemoryMmap, drains: bool) -> u64 {
     let mark = |page: u64, mark: u64| {
         marks.store(mark, GuestAddress(page << 12), Ordering::Release).unwrap();
@@ -100,7 +101,8 @@ fn change(world: &mut World, marks: &GuestMemoryMmap, drains: bool) -> u64 {
     turns
 }
 
-/// Runs two readers against a daemon. Returns the daemon's turns, and what the readers said at the end.
+/// Runs two readers against a daemon. Returns the daemon's turns, and what the readers said at the
+/// end.
 fn run(drains: bool) -> (u64, [String; 2]) {
     let daemon: Daemon = daemon(PATIENCE, StuckPolicy::Kill);
     std::fs::File::create(path(&daemon.socket)).unwrap().set_len(PAGES << 12).unwrap();
