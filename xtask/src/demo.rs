@@ -58,11 +58,17 @@ fn show(tools: &Tools, dir: &Path) -> Result<()> {
     for group in talk.facts("group") {
         say("guest", group);
     }
-    say("guest", &format!("disk of {DISK_MIB} MiB read:           sha256 {}", talk.fact("sha256")?));
+    say(
+        "guest",
+        &format!("disk of {DISK_MIB} MiB read:           sha256 {}", talk.fact("sha256")?),
+    );
     say("outside", &format!("its image before:                sha256 {before}"));
     compare::equal("the checksum", talk.fact("sha256")?, &before)?;
     let after = sha256(&image)?;
-    say("guest", &format!("disk written and read again:     sha256 {}", talk.fact("sha256-after")?));
+    say(
+        "guest",
+        &format!("disk written and read again:     sha256 {}", talk.fact("sha256-after")?),
+    );
     say("outside", &format!("its image after:                 sha256 {after}"));
     compare::equal("the checksum", talk.fact("sha256-after")?, &after)?;
     say("guest", &format!("DMA engine, mapped: {}", talk.check("copy")?));

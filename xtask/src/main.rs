@@ -8,6 +8,7 @@ mod demo;
 mod error;
 mod image;
 mod initramfs;
+mod oracle;
 mod setup;
 mod suite;
 mod test;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use error::Result;
+use error::{Error, Result};
 use setup::guest_kernel::{ROWS, Row};
 use suite::Selection;
 use suite::tools::Sources;
@@ -44,6 +45,12 @@ enum Order {
         /// The whole matrix: every scenario in every guest
         #[arg(long)]
         full: bool,
+    },
+    /// Compares our tables with QEMU's emulated IOMMUs, which walk the same bytes
+    Oracle {
+        /// Options of the oracle's own; `-- --help` shows them
+        #[arg(last = true)]
+        more: Vec<String>,
     },
     /// Runs one guest scenario, or all
     Guest {
@@ -82,6 +89,13 @@ fn run(arguments: &Arguments) -> Result<bool> {
             suite::tools::fetch(sources, &rows).map(|_| true)
         }
         Order::Demo => demo::run(sources).map(|()| true),
+        Order::Oracle { more } => {
+            let mut oracle = oracle::command(sources, more)?;
+            let status = oracle
+                .status()
+                .map_err(|source| Error::Spawn { program: command::name(&oracle), source })?;
+            Ok(status.success())
+        }
         Order::Test { full } => test::run(*full, sources),
         Order::Guest { list: true, .. } => {
             suite::list();

@@ -65,6 +65,14 @@ impl Emulator {
         Ok(Self { place })
     }
 
+    /// Where its packages are unpacked, if it came out of packages.
+    pub(crate) fn root(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Program(_) => None,
+            Place::Tree { root, .. } => Some(root),
+        }
+    }
+
     /// The call that starts it; arguments follow.
     pub(crate) fn command(&self, guest: Architecture) -> Command {
         match &self.place {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use super::tally::Tally;
 use crate::command;
@@ -48,27 +48,36 @@ impl Lane {
     /// # Errors
     /// cargo cannot be started, or the log not be written.
     pub(crate) fn run(&self, logs: &Path) -> Result<Tally> {
-        let step = Step::begin(self.name);
-        let log = logs.join(format!("{}.log", self.name));
-        let file = File::create(&log).map_err(Error::file("make", &log))?;
-        let copy = file.try_clone().map_err(Error::file("use", &log))?;
         let mut cargo = build::cargo();
         cargo.args(self.arguments).envs(self.environment.iter().copied());
-        cargo.stdin(Stdio::null()).stdout(file).stderr(copy);
-        let status = cargo
-            .status()
-            .map_err(|source| Error::Spawn { program: command::name(&cargo), source })?;
-        let bytes = fs::read(&log).map_err(Error::file("read", &log))?;
-        let output = String::from_utf8_lossy(&bytes).into_owned();
-        let tally = counted(Tally::of_cargo_test(&output), status.success());
-        if status.success() {
-            step.done(tally);
-        } else {
-            step.done(format_args!("FAILED: {tally}"));
-            println!("    -- {}:{}", log.display(), command::tail(&output, LOG_LINES));
-        }
-        Ok(tally)
+        // the log is read by people and by us: no colours
+        cargo.env("TERM", "dumb").env("CARGO_TERM_COLOR", "never");
+        run(self.name, cargo, logs)
     }
+}
+
+/// Runs a command as a lane.
+///
+/// # Errors
+/// It cannot be started, or its log not be written.
+pub(crate) fn run(name: &str, mut lane: Command, logs: &Path) -> Result<Tally> {
+    let step = Step::begin(name);
+    let log = logs.join(format!("{name}.log"));
+    let file = File::create(&log).map_err(Error::file("make", &log))?;
+    let copy = file.try_clone().map_err(Error::file("use", &log))?;
+    lane.stdin(Stdio::null()).stdout(file).stderr(copy);
+    let status =
+        lane.status().map_err(|source| Error::Spawn { program: command::name(&lane), source })?;
+    let bytes = fs::read(&log).map_err(Error::file("read", &log))?;
+    let output = String::from_utf8_lossy(&bytes).into_owned();
+    let tally = counted(Tally::of_cargo_test(&output), status.success());
+    if status.success() {
+        step.done(tally);
+    } else {
+        step.done(format_args!("FAILED: {tally}"));
+        println!("    -- {}:{}", log.display(), command::tail(&output, LOG_LINES));
+    }
+    Ok(tally)
 }
 
 /// A lane that fails has at least one failure, even if it never came to a test.

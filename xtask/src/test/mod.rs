@@ -4,9 +4,11 @@ mod lane;
 mod tally;
 
 use std::fs;
+use std::path::Path;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::oracle;
 use crate::setup::build;
 use crate::suite::tools::Sources;
 use crate::suite::{self, Selection};
@@ -31,12 +33,26 @@ pub(crate) fn run(full: bool, sources: &Sources) -> Result<bool> {
         add(lane.name, began, lane.run(&logs)?);
     }
     let began = Instant::now();
+    add("oracle", began, oracle_lane(sources, &logs)?);
+    let began = Instant::now();
     add("guests", began, guests(full, sources));
     println!();
     table(["lane", "result", "time"], &rows);
     let total: Tally = tallies.into_iter().sum();
     println!("\n{total}");
     Ok(total.failed == 0)
+}
+
+/// The comparison with QEMU's walkers; without a QEMU it is left out, and it is said why.
+fn oracle_lane(sources: &Sources, logs: &Path) -> Result<Tally> {
+    match oracle::command(sources, &[]) {
+        Ok(command) => lane::run("oracle", command, logs),
+        Err(error) if is_lacking(&error) => {
+            note(format_args!("no QEMU to compare with: {error}"));
+            Ok(Tally { skipped: 1, ..Tally::default() })
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The scenarios, once or in all their guests; when what they need cannot be had, all of them are left out and it is said why.
