@@ -99,8 +99,9 @@ fn limits_answer_nomem_at_the_limit_and_not_before() {
 
 #[test]
 fn the_width_of_the_input_is_what_was_asked_for() {
-    for (bits, width) in [("39", 39), ("48", 48), ("57", 57)] {
-        let daemon = Daemon::with(&["--input-bits", bits]);
+    let widths = [("vtd", "39", 39), ("vtd", "48", 48), ("vtd", "57", 57), ("smmuv3", "39", 39)];
+    for (arch, bits, width) in widths {
+        let daemon = Daemon::with(&["--arch", arch, "--input-bits", bits]);
         let mut guest = Guest::start(&daemon);
         let top = (1_u64 << width) - 0x1000;
         assert_eq!(guest.attach(1, ENDPOINT), OK);

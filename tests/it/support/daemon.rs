@@ -23,6 +23,14 @@ const DEBUG: [&str; 2] = ["--log-level", "debug"];
 /// The binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_vhost-user-iommu");
 
+/// The architecture that all tests run with: what `VIOMMU_IT_ARCH` says, where a test names none.
+fn architecture(options: &[&str]) -> Vec<String> {
+    match std::env::var("VIOMMU_IT_ARCH") {
+        Ok(arch) if !options.contains(&"--arch") => vec!["--arch".to_owned(), arch],
+        _ => Vec::new(),
+    }
+}
+
 /// A running daemon in a folder of its own. Dropped, it is killed; its folder stays if the test failed.
 pub(crate) struct Daemon {
     child: Child,
@@ -53,6 +61,7 @@ impl Daemon {
             .arg(folder.path().join("vu"))
             .args(if options.contains(&"--log-level") { &[][..] } else { &DEBUG })
             .args(options)
+            .args(architecture(options))
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
