@@ -25,6 +25,7 @@ pub(crate) fn run(role: &str, socket: &Path) {
         }
         "forges-slots" => hostile::forge_slots(socket),
         "forges-rings" => hostile::forge_rings(socket),
+        "floods-questions" => hostile::flood_questions(socket),
         "writes-tables" => hostile::write_tables(socket),
         "blocks-doorbell" => hostile::block_doorbell(socket),
         "reads-marks" => crate::marks::read(socket),

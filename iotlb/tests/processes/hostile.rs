@@ -106,6 +106,19 @@ pub(crate) fn forge_rings(path: &Path) {
     wait_for_end();
 }
 
+/// Asks without end and hears no answer, until the daemon has had enough.
+pub(crate) fn flood_questions(path: &Path) {
+    let raw = join(path);
+    say("ready");
+    let reset = [4u32.to_le_bytes(), 1u32.to_le_bytes()].concat();
+    let send = || {
+        sendmsg(&raw.socket, &[IoSlice::new(&reset)], &mut Default::default(), SendFlags::NOSIGNAL)
+    };
+    while send().is_ok() {}
+    say("refused");
+    wait_for_end();
+}
+
 /// Tries every way to write the tables or to change the size of what is shared.
 pub(crate) fn write_tables(path: &Path) {
     let raw = join(path);

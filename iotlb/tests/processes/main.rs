@@ -24,6 +24,7 @@ const TESTS: &[Test] = &[
     ("a_forgotten_pin_counts_as_stuck", tests::pinned_and_killed),
     ("forged_slots_delay_one_drain_up_to_the_bound_and_no_other", tests::forged_slots),
     ("forged_rings_and_floods_cost_bounded_work", tests::forged_rings),
+    ("a_device_that_hears_no_answer_is_refused_and_no_other_is", tests::flooded_questions),
     ("a_device_cannot_write_tables_by_any_way", tests::tables_are_read_only),
     ("a_doorbell_made_blocking_does_not_block_the_daemon", tests::blocking_doorbell),
     ("marks_of_a_page_are_never_seen_after_its_unmap_was_drained", marks::no_stale_access),

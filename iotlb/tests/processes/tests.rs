@@ -175,6 +175,17 @@ pub(crate) fn forged_rings() {
     assert!(counters.bad_faults > 0, "{counters:?}");
 }
 
+pub(crate) fn flooded_questions() {
+    let daemon = daemon(PATIENCE, StuckPolicy::Kill);
+    let honest = daemon.connect();
+    let reader = honest.reader().unwrap();
+    let mut hostile = Process::start("floods-questions", &daemon);
+    honest.function_reset().unwrap();
+    assert_eq!(hostile.hear(), "refused");
+    assert!(crate::device::read(&reader.enter().unwrap(), 0x1000));
+    assert_eq!(daemon.run(|world| world.hub.connected()), 1);
+}
+
 pub(crate) fn tables_are_read_only() {
     let daemon = daemon(PATIENCE, StuckPolicy::Kill);
     assert!(Process::start("writes-tables", &daemon).end());
