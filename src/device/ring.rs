@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use rustix::fs::OFlags;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
 
 use super::memory::GuestRam;
 use super::poll::Watched;
@@ -259,17 +259,29 @@ impl Ring {
         Ok(())
     }
 
-    /// Gives buffers back: `used` are heads and the bytes written for each. Then one interrupt, if the
-    /// driver wants it.
+    /// Gives buffers back: `used` are heads and the bytes written for each. The driver sees all of them
+    /// or none: one store shows them. Then one interrupt, if it wants that.
     pub(super) fn publish(
         &mut self,
         ram: &GuestMemoryMmap,
         used: &[(u16, u32)],
     ) -> Result<(), RingFault> {
-        for (head, bytes) in used {
-            self.queue.add_used(ram, *head, *bytes)?;
+        if used.is_empty() {
+            return Ok(());
         }
-        if !used.is_empty() && self.wants_interrupt(ram)? {
+        let (old, size) = (self.queue.next_used(), self.queue.size());
+        let mut new = old;
+        for (head, bytes) in used {
+            let entry = u64::from(*head) | u64::from(*bytes) << 32;
+            let offset = USED_HEADER_BYTES + USED_ENTRY_BYTES * u64::from(new % size);
+            ram.write_obj(entry.to_le(), at(self.queue.used_ring(), offset)?).map_err(memory)?;
+            new = new.wrapping_add(1);
+        }
+        // Release: pairs with the driver's read barrier between the index and the entries.
+        let index = at(self.queue.used_ring(), INDEX_OFFSET)?;
+        ram.store(new.to_le(), index, Ordering::Release).map_err(memory)?;
+        self.queue.set_next_used(new);
+        if self.wants_interrupt(ram, old, new)? {
             signal(self.call.as_ref());
         }
         Ok(())
@@ -282,16 +294,28 @@ impl Ring {
         signal(self.error.as_ref());
     }
 
-    /// Whether the driver wants an interrupt for what was published last.
-    fn wants_interrupt(&mut self, ram: &GuestMemoryMmap) -> Result<bool, RingFault> {
-        let needs = self.queue.needs_notification(ram)?;
-        if self.queue.event_idx_enabled() {
-            return Ok(needs);
+    /// Whether the driver wants an interrupt for the entries from `old` to before `new`.
+    fn wants_interrupt(
+        &self,
+        ram: &GuestMemoryMmap,
+        old: u16,
+        new: u16,
+    ) -> Result<bool, RingFault> {
+        // Pairs with the driver's full barrier between saying what it wants and looking for entries: at
+        // least one of us sees what the other wrote.
+        fence(Ordering::SeqCst);
+        let available = self.queue.avail_ring();
+        let load = |offset| -> Result<u16, RingFault> {
+            // Relaxed: the fence orders it.
+            let word = ram.load(at(available, offset)?, Ordering::Relaxed).map_err(memory)?;
+            Ok(u16::from_le(word))
+        };
+        if !self.queue.event_idx_enabled() {
+            return Ok(load(0)? & NO_INTERRUPT == 0);
         }
-        let flags: u16 = ram
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-            .map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+        // virtio 1.4, 2.7.7.2: when the index passes what the driver named.
+        let event = load(AVAILABLE_HEADER_BYTES + 2 * u64::from(self.queue.size()))?;
+        Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
     }
 
     /// The set-up that a ring in use does not take.
@@ -311,6 +335,25 @@ impl Ring {
         self.queue.try_set_used_ring_address(used)?;
         Ok(())
     }
+}
+
+/// Flags and index before the entries of an available ring.
+const AVAILABLE_HEADER_BYTES: u64 = 4;
+/// Flags and index before the entries of a used ring.
+const USED_HEADER_BYTES: u64 = 4;
+/// Head, and the bytes written in the upper half.
+const USED_ENTRY_BYTES: u64 = 8;
+/// Where the index lies in either ring.
+const INDEX_OFFSET: u64 = 2;
+
+/// An address in a ring.
+fn at(ring: u64, offset: u64) -> Result<GuestAddress, RingFault> {
+    ring.checked_add(offset).map(GuestAddress).ok_or(virtio_queue::Error::AddressOverflow.into())
+}
+
+/// Guest memory that is not there.
+fn memory(error: GuestMemoryError) -> RingFault {
+    virtio_queue::Error::GuestMemory(error).into()
 }
 
 /// Length of a descriptor table: 16 bytes an entry (virtio 1.4, 2.7).
