@@ -23,7 +23,7 @@ struct Args {
     #[arg(long, value_name = "PATH")]
     qemu_arm: Option<PathBuf>,
     /// Accesses to compare in each mode
-    #[arg(long, value_name = "N", default_value_t = 3000)]
+    #[arg(long, value_name = "N", default_value_t = 2000)]
     cases: u64,
     /// Names the random tables
     #[arg(long, value_name = "N", default_value_t = 1)]

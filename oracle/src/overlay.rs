@@ -91,3 +91,38 @@ impl TableMemory for Overlay<'_> {
         Some(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Window;
+
+    fn at(raw: u64) -> PhysAddr {
+        PhysAddr::new(raw)
+    }
+
+    #[test]
+    fn writes_and_patches_stay_above_the_memory() {
+        let ram = GuestRam::new(&[Window { start: 0, bytes: 0x4000, offset: 0 }]).unwrap();
+        ram.store(at(8), 1).unwrap();
+        let overlay = Overlay::new(&ram).with(at(16), 2);
+        assert_eq!(overlay.compare_exchange(at(8), 1, 5), Some(Ok(())));
+        assert_eq!(overlay.compare_exchange(at(16), 9, 5), Some(Err(2)));
+        assert_eq!([at(8), at(16)].map(|at| overlay.load(at)), [Some(5), Some(2)]);
+        assert_eq!([at(8), at(16)].map(|at| ram.load(at)), [Some(1), Some(0)]);
+        assert_eq!(overlay.fresh().load(at(8)), Some(1));
+        assert_eq!(overlay.into_writes(), BTreeMap::from([(at(8), 5)]));
+    }
+
+    #[test]
+    fn a_repeated_range_shows_its_first_part_everywhere() {
+        let ram = GuestRam::new(&[Window { start: 0, bytes: 0x5000, offset: 0 }]).unwrap();
+        for page in 0..5 {
+            ram.store(at(page * 0x1000 + 8), page).unwrap();
+        }
+        let overlay = Overlay::new(&ram).repeating(at(0x1000), 0x1000, 0x3000);
+        let seen: Vec<_> =
+            (0..5).map(|page| overlay.load(at(page * 0x1000 + 8)).unwrap()).collect();
+        assert_eq!(seen, [0, 1, 1, 1, 4]);
+    }
+}

@@ -116,3 +116,40 @@ impl TableStore for Region {
         self.live.insert(page.raw(), entries);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Window;
+
+    fn region(pages: u64) -> Region {
+        let ram = GuestRam::new(&[Window { start: 0, bytes: 0x10_0000, offset: 0 }]).unwrap();
+        Region::seen_at(Rc::new(ram), PhysAddr::new(0), pages, PhysAddr::new(0x4000_0000))
+    }
+
+    #[test]
+    fn pages_are_aligned_zero_and_seen_elsewhere() {
+        let mut region = region(64);
+        region.ram().store(PhysAddr::new(0x4008), 7).unwrap();
+        let one = region.alloc_pages(1).unwrap();
+        let four = region.alloc_pages(4).unwrap();
+        assert_eq!((one.raw(), four.raw()), (0x4000_0000, 0x4000_4000));
+        assert_eq!(region.load(PhysAddr::new(0x4000_4008)), Some(0));
+        region.store(PhysAddr::new(0x4000_4008), 9);
+        assert_eq!(region.ram().load(PhysAddr::new(0x4008)), Some(9));
+        region.check().unwrap();
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_what_has_no_memory_is_noticed() {
+        let mut small = region(4);
+        assert!(small.alloc_pages(5).is_err());
+        assert_eq!(small.pages_left(), 4);
+        let mut beyond = region(1024);
+        for _ in 0..1024 {
+            beyond.alloc_pages(1).unwrap();
+        }
+        let at = PhysAddr::new(0x4010_0000);
+        assert!(matches!(beyond.check(), Err(Error::TableMemory { at: found }) if found >= at));
+    }
+}

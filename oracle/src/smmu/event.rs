@@ -133,3 +133,30 @@ impl Record {
         Self { event, stream, walk }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_2_fault_of_a_table_entry_is_read_to_the_field() {
+        // 7.3.12: F_TRANSLATION, SID 63:32; RnW 35, S2 39, CLASS 41:40; InputAddr; IPA
+        let words = [0x28_0000_0010, 0x188_0000_0000, 0x1234_5678, 0x2400_5000];
+        let walk = Walk { stage2: true, class: Some(Class::TableEntry), ipa: Some(0x2400_5000) };
+        let record = Record { event: 0x10, stream: 0x28, walk: Some((walk, 0x1234_5678, None)) };
+        assert_eq!(Record::decode(words), record);
+    }
+
+    #[test]
+    fn whether_a_request_reads_is_told_of_its_own_address_only() {
+        let record = |class: u64| Record::decode([0x13, READ | class << CLASS_SHIFT, 0, 0]);
+        let told = |class| record(class).walk.and_then(|(_, _, read)| read);
+        assert_eq!([0, 1, 2].map(told), [None, None, Some(true)]);
+    }
+
+    #[test]
+    fn an_event_of_structures_has_no_walk() {
+        let record = Record::decode([0x20_0000_0004, READ | STAGE2, 1, 2]);
+        assert_eq!(record, Record { event: 4, stream: 0x20, walk: None });
+    }
+}

@@ -173,3 +173,42 @@ impl Condition {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use viommu_pgtable::{Access, PhysAddr, Purpose};
+
+    use super::*;
+
+    fn fault(stage: Stage, level: u8, kind: FaultKind) -> Fault {
+        let entry_at = PhysAddr::new(0);
+        Fault { stage, purpose: Purpose::Access, input: 0, level, entry_at, kind }
+    }
+
+    #[test]
+    fn a_missing_right_is_reported_as_what_was_tried() {
+        let denied = FaultKind::Denied { granted: Access::empty(), wanted: Access::WRITE };
+        for kind in [FaultKind::NotPresent, denied] {
+            let fault = fault(Stage::Second, 0, kind);
+            assert_eq!(Condition::from_walk(&fault, 3, true).legacy(), 5);
+            assert_eq!(Condition::from_walk(&fault, 3, false).legacy(), 6);
+        }
+    }
+
+    #[test]
+    fn missing_memory_is_the_context_entrys_fault_at_the_root_only() {
+        let at = |level| fault(Stage::Second, level, FaultKind::Unreadable);
+        assert_eq!(Condition::from_walk(&at(3), 3, true).legacy(), 3);
+        assert_eq!(Condition::from_walk(&at(2), 3, true).legacy(), 7);
+    }
+
+    #[test]
+    fn first_level_denials_tell_privileged_pages_from_read_only_ones() {
+        let denied = |granted| FaultKind::Denied { granted, wanted: Access::WRITE };
+        let number = |granted| {
+            Condition::from_walk(&fault(Stage::First, 0, denied(granted)), 3, true).scalable()
+        };
+        assert_eq!(number(Access::empty()), 0x81);
+        assert_eq!(number(Access::READ), 0x85);
+    }
+}

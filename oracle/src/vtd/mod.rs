@@ -3,9 +3,11 @@
 mod condition;
 mod exceptions;
 mod levels;
+mod lookup;
 mod mode;
 mod registers;
 mod tables;
+mod verdict;
 
 use std::rc::Rc;
 
@@ -70,7 +72,8 @@ impl Vtd {
         engines.enable(&mut machine, Config::Ports)?;
         let mut region = Region::new(ram, TABLES, TABLE_PAGES);
         let tables = Tables::new(mode, &mut region)?;
-        let registers = Registers::set_up(&mut machine, tables.root(), QUEUE, mode.is_scalable())?;
+        let registers =
+            Registers::set_up(&mut machine, tables.lookup().root, QUEUE, mode.is_scalable())?;
         Ok(Self { machine, engines, registers, region, tables })
     }
 
@@ -93,13 +96,13 @@ impl Subject for Vtd {
     type Record = Record;
 
     fn title(&self) -> (&'static str, String) {
-        ("intel-iommu", self.tables.mode().to_string())
+        ("intel-iommu", self.tables.lookup().mode.to_string())
     }
 
     fn rebuild(&mut self, random: &mut Random) -> Result<()> {
         self.region.reset();
         let bdfs = [self.engines.writer.bdf(), self.engines.reader.bdf()];
-        self.tables = Tables::new(self.tables.mode(), &mut self.region)?;
+        self.tables = Tables::new(self.tables.lookup().mode, &mut self.region)?;
         self.tables.fill(&mut self.region, LANDING, bdfs, random)
     }
 
@@ -109,7 +112,7 @@ impl Subject for Vtd {
     }
 
     fn words(&self, probe: &Probe) -> Words {
-        self.tables.words(self.region.ram(), self.source(probe), probe.iova)
+        self.tables.lookup().words(self.region.ram(), self.source(probe), probe.iova)
     }
 
     fn load(&self, at: PhysAddr) -> u64 {
@@ -121,7 +124,7 @@ impl Subject for Vtd {
     }
 
     fn expect(&self, probe: &Probe) -> Verdict<u8> {
-        self.tables.verdict(self.region.ram(), self.source(probe), probe)
+        self.tables.lookup().verdict(self.region.ram(), self.source(probe), probe)
     }
 
     fn can_observe(&self, probe: &Probe, verdict: &Verdict<u8>) -> bool {
