@@ -33,6 +33,8 @@ pub(crate) struct Row {
     pub(crate) name: &'static str,
     /// Its processor.
     pub(crate) architecture: Architecture,
+    /// Modules that Debian's configuration of it leaves out.
+    lacks: &'static [&'static str],
     bundle: Bundle,
 }
 
@@ -50,11 +52,23 @@ pub(crate) const ROWS: &[Row] = &[
             },
             ..AMD64
         },
+        lacks: &[],
     },
     Row {
         name: "6.12",
         architecture: Architecture::Amd64,
         bundle: Bundle { name: "guest-6.12", ..AMD64 },
+        lacks: &[],
+    },
+    Row {
+        name: "6.1",
+        architecture: Architecture::Amd64,
+        bundle: Bundle {
+            name: "guest-6.1",
+            archive: Archive { suites: &["bookworm"], prefer: None, architecture: "amd64" },
+            ..AMD64
+        },
+        lacks: &["virtio-iommu"],
     },
 ];
 
@@ -95,6 +109,7 @@ pub(crate) struct GuestKernel {
     /// A busybox that runs in the guest.
     pub(crate) busybox: PathBuf,
     modules: PathBuf,
+    lacks: &'static [&'static str],
 }
 
 /// A kernel of the user's own.
@@ -124,8 +139,12 @@ impl GuestKernel {
             .into_iter()
             .find(|image| image.is_file())
             .ok_or_else(|| Error::Wrong(format!("no kernel image under {}", root.display())))?;
-        let busybox = root.join("usr/bin/busybox");
-        Ok(Self { architecture: row.architecture, image, release, busybox, modules })
+        let places = ["usr/bin/busybox", "bin/busybox"].map(|path| root.join(path));
+        let busybox = places.into_iter().find(|path| path.is_file());
+        let busybox =
+            busybox.ok_or_else(|| Error::Wrong(format!("no busybox under {}", root.display())))?;
+        let (architecture, lacks) = (row.architecture, row.lacks);
+        Ok(Self { architecture, image, release, busybox, modules, lacks })
     }
 
     /// A kernel of the user's own, its modules in `/lib/modules/RELEASE`.
@@ -142,7 +161,8 @@ impl GuestKernel {
         let modules = Path::new("/lib/modules").join(&release);
         let modules = fs::canonicalize(&modules).map_err(Error::file("find", &modules))?;
         let busybox = own.busybox.map_or_else(busybox_of_machine, |path| Ok(path.to_owned()))?;
-        Ok(Self { architecture: Architecture::Amd64, image, release, busybox, modules })
+        let architecture = Architecture::Amd64;
+        Ok(Self { architecture, image, release, busybox, modules, lacks: &[] })
     }
 
     /// `7.3.4 amd64`: the version without Debian's additions, and the processor.
@@ -153,12 +173,13 @@ impl GuestKernel {
         }
     }
 
-    /// A module's bytes, uncompressed; nothing if it is built into the kernel.
+    /// A module's bytes, uncompressed; nothing if it is built into the kernel or known to be left
+    /// out.
     ///
     /// # Errors
     /// There is no such module, or it cannot be read.
     pub(crate) fn module(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        if self.built_in(name)? {
+        if self.lacks.contains(&name) || self.built_in(name)? {
             return Ok(None);
         }
         let found = find(&self.modules, &|file| {

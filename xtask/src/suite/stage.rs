@@ -9,6 +9,7 @@ use super::tools::{BootKit, Tools};
 use crate::command;
 use crate::error::Result;
 use crate::image;
+use crate::setup::emulator::Emulator;
 use crate::vm::machine::{Function, Guest, Machine, QMP_SOCKET};
 use crate::vm::process::{Deadline, Process};
 use crate::vm::qmp::Qmp;
@@ -80,7 +81,7 @@ pub(crate) struct Place<'a> {
 
 /// A scenario under way.
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub(crate) struct Stage<'a> {
     /// The guest.
     pub(crate) guest: Guest,
     /// The IOMMU, if there is one.
@@ -92,9 +93,11 @@ pub(crate) struct Stage {
     /// When the run is given up.
     pub(crate) deadline: Deadline,
     dir: PathBuf,
+    machine: Machine<'a>,
+    emulator: &'a Emulator,
 }
 
-impl Stage {
+impl<'a> Stage<'a> {
     /// Starts everything.
     ///
     /// # Errors
@@ -102,7 +105,7 @@ impl Stage {
     pub(crate) fn open(
         scenario: &str,
         set: &Set,
-        place: &Place<'_>,
+        place: &Place<'a>,
         limit: Duration,
     ) -> Result<Self> {
         let Place { tools, dir, .. } = *place;
@@ -128,7 +131,8 @@ impl Stage {
         let engine = if set.engine { Some(start_engine(set, tools, dir)?) } else { None };
         let machine = machine(scenario, set, place.kit, viot);
         let guest = machine.boot(&tools.emulator, dir)?;
-        Ok(Self { guest, daemon, disk, engine, deadline, dir: dir.to_owned() })
+        let (dir, emulator) = (dir.to_owned(), &tools.emulator);
+        Ok(Self { guest, daemon, disk, engine, deadline, dir, machine, emulator })
     }
 
     /// Listens until the guest waits for the host.
@@ -137,6 +141,17 @@ impl Stage {
     /// A check failed, the guest ended or the time is over.
     pub(crate) fn until_ready(&mut self, name: &str) -> Result<()> {
         self.guest.talk.until_ready(name, self.deadline)
+    }
+
+    /// Waits for the guest to power off and boots it once more, under a new QEMU. The processes
+    /// beside it stay.
+    ///
+    /// # Errors
+    /// A check failed, QEMU cannot be started or the time is over.
+    pub(crate) fn boot_again(&mut self) -> Result<()> {
+        self.guest.until_off(self.deadline)?;
+        self.guest = self.machine.boot(self.emulator, &self.dir)?;
+        Ok(())
     }
 
     /// Waits for the guest to power off, then ends the processes beside it. They must still be

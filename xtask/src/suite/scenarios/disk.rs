@@ -19,7 +19,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     play,
 };
 
-fn play(stage: &mut Stage) -> Result<String> {
+fn play(stage: &mut Stage<'_>) -> Result<String> {
     let image = stage.image();
     stage.until_ready("go")?;
     let before = crate::image::checksum(&image)?;

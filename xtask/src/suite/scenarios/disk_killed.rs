@@ -19,7 +19,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
 /// A drain that waited for the dead process would take this long, the daemon's default bound.
 const STUCK_US: u64 = 1_000_000;
 
-fn play(stage: &mut Stage) -> Result<String> {
+fn play(stage: &mut Stage<'_>) -> Result<String> {
     stage.until_ready("kill")?;
     let mut disk = stage.disk.take().ok_or_else(|| Error::Wrong("there is no disk".to_owned()))?;
     disk.kill()?;

@@ -19,7 +19,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
 /// The window of interrupt messages on x86 (Intel SDM vol. 3, 11.11), which no mapping may cover.
 const MSI_WINDOW: &str = "0x00000000fee00000 0x00000000feefffff msi";
 
-fn play(stage: &mut Stage) -> Result<String> {
+fn play(stage: &mut Stage<'_>) -> Result<String> {
     stage.close()?;
     let counters = stage.counters()?;
     let talk = &stage.guest.talk;

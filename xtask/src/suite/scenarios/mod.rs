@@ -3,10 +3,14 @@
 mod disk;
 mod disk_killed;
 mod groups;
+mod ignored;
 mod passthrough;
 mod pause;
 mod plain;
+mod rebind;
 mod reboot;
+mod second_vm;
+mod strict;
 mod vfio;
 
 use super::Scenario;
@@ -16,9 +20,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     plain::SCENARIO,
     groups::SCENARIO,
     disk::SCENARIO,
+    strict::SCENARIO,
     vfio::SCENARIO,
     passthrough::SCENARIO,
     pause::SCENARIO,
     reboot::SCENARIO,
+    rebind::SCENARIO,
+    second_vm::SCENARIO,
     disk_killed::SCENARIO,
+    ignored::SCENARIO,
 ];

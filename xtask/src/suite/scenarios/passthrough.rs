@@ -39,7 +39,7 @@ const NVME: OwnDisk = OwnDisk {
     ],
 };
 
-fn play(stage: &mut Stage) -> Result<String> {
+fn play(stage: &mut Stage<'_>) -> Result<String> {
     stage.close()?;
     let counters = stage.counters()?;
     let talk = &stage.guest.talk;

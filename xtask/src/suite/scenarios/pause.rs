@@ -22,7 +22,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     play,
 };
 
-fn play(stage: &mut Stage) -> Result<String> {
+fn play(stage: &mut Stage<'_>) -> Result<String> {
     let mut monitor = stage.monitor()?;
     for _ in 0..PAUSES {
         stage.until_ready("pause")?;

@@ -16,7 +16,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     play,
 };
 
-fn play(stage: &mut Stage) -> Result<String> {
+fn play(stage: &mut Stage<'_>) -> Result<String> {
     stage.close()?;
     let sum = compare::checksum(stage.guest.talk.check("sum")?, &stage.image())?;
     Ok(format!("checksum {sum} on both sides"))

@@ -18,7 +18,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     play,
 };
 
-fn play(stage: &mut Stage) -> Result<String> {
+fn play(stage: &mut Stage<'_>) -> Result<String> {
     for boot in ["first", "second"] {
         stage.until_ready("boot")?;
         stage.guest.talk.answer(boot)?;
@@ -38,7 +38,7 @@ fn play(stage: &mut Stage) -> Result<String> {
     Ok("the disk was read and written in both lives".to_owned())
 }
 
-impl Stage {
+impl Stage<'_> {
     /// The checksum that the guest computes while it and the host stand still.
     fn guest_sum(&mut self, boot: &str) -> Result<String> {
         let name = format!("{boot}-summed");

@@ -39,7 +39,7 @@ const FAULTS: [&str; 3] = [
 /// Blocked accesses of all checks.
 const FAULTS_IN_ALL: u64 = 5;
 
-fn play(stage: &mut Stage) -> Result<String> {
+fn play(stage: &mut Stage<'_>) -> Result<String> {
     stage.close()?;
     let counters = stage.counters()?;
     let talk = &stage.guest.talk;
