@@ -56,7 +56,7 @@ impl Engine {
                 Worker::start(Arc::clone(&self.shared), self.dma.channel()?)?
             }
         };
-        // a thread that ended has said so in the registers: the next order gets a new one
+        // fails only if the thread panicked: then the next order gets a new one
         if worker.orders.send(order).is_ok() {
             self.worker = Some(worker);
             Ok(())
@@ -119,7 +119,8 @@ impl Drop for Worker {
     }
 }
 
-/// Copies what it is told to, until there is nobody to tell, or no IOMMU.
+/// Copies what it is told to, until there is nobody to tell. Without an IOMMU each copy fails; only a
+/// reset of the function looks for the next one.
 fn serve(orders: &Receiver<Order>, shared: &Shared, channel: &Channel, stop: &StopFlag) {
     let mut buffer = Box::new([0; CHUNK_BYTES]);
     for order in orders {
@@ -129,10 +130,7 @@ fn serve(orders: &Receiver<Order>, shared: &Shared, channel: &Channel, stop: &St
                 Ok(None) => {}
                 Ok(Some(outcome)) => break outcome,
                 Err(NoAccess::Stopped) => return,
-                Err(error) => {
-                    warn!("the copy ends: {error}");
-                    return shared.finish(Outcome::NoIommu, progress.copied());
-                }
+                Err(NoAccess::Refused(_)) => break Outcome::NoIommu,
             }
         };
         shared.finish(outcome, progress.copied());

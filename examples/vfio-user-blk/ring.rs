@@ -85,12 +85,12 @@ impl Ring {
     /// # Errors
     /// [`RingError`]; the chain is still there.
     pub(crate) fn pop<M: GuestMemory>(&mut self, memory: &M) -> Result<Option<Chain>, RingError> {
-        let Some(chain) = self.queue.iter(memory)?.next() else {
-            // also what an unreadable entry looks like: then the index says that there is one
-            let empty = self.queue.avail_idx(memory, Ordering::Acquire)?.0;
-            let empty = empty == self.queue.next_avail();
-            return if empty { Ok(None) } else { Err(RingError::Available) };
-        };
+        // asked first: the iterator has one answer for "no entry" and "no readable entry", and asking
+        // afterwards would take an entry that came meanwhile for the latter
+        if self.queue.avail_idx(memory, Ordering::Acquire)?.0 == self.queue.next_avail() {
+            return Ok(None);
+        }
+        let chain = self.queue.iter(memory)?.next().ok_or(RingError::Available)?;
         let head = chain.head_index();
         Chain::collect(head, chain).map(Some).inspect_err(|_| self.queue.go_to_previous_position())
     }
@@ -228,3 +228,98 @@ impl Buffers {
 /// A buffer is too short, or lies where the device has no access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Inaccessible;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU16;
+    use std::thread;
+
+    use vm_memory::GuestMemoryMmap;
+
+    use super::*;
+
+    const SETUP: RingSetup =
+        RingSetup { size: 4, descriptors: 0x1000, available: 0x2000, used: 0x3000 };
+
+    /// A ring whose every available entry is descriptor 0: one buffer that the device reads.
+    fn memory() -> GuestMemoryMmap {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0x1000), 0x4000)]).unwrap();
+        memory.write_obj(0x4000u64, GuestAddress(0x1000)).unwrap();
+        memory.write_obj(16u32, GuestAddress(0x1008)).unwrap();
+        memory
+    }
+
+    fn publish(memory: &GuestMemoryMmap, index: u16) {
+        memory.store(index, GuestAddress(0x2002), Ordering::Release).unwrap();
+    }
+
+    #[test]
+    fn chains_are_taken_once_and_in_order() {
+        let memory = memory();
+        let mut ring = Ring::new(&SETUP, true).unwrap();
+        assert_eq!(ring.pop(&memory).unwrap(), None);
+        publish(&memory, 2);
+        let readable = Buffers(vec![(GuestAddress(0x4000), 16)]);
+        let chain = Chain { head: 0, readable, writable: Buffers::default() };
+        assert_eq!(ring.pop(&memory).unwrap(), Some(chain));
+        assert!(ring.pop(&memory).unwrap().is_some());
+        assert_eq!(ring.pop(&memory).unwrap(), None);
+    }
+
+    #[test]
+    fn an_entry_that_comes_while_the_ring_is_looked_at_is_no_error() {
+        const ENTRIES: u16 = 20_000;
+        let memory = memory();
+        // Relaxed on both sides: it only paces the driver, the ring's index orders the rest
+        let taken = AtomicU16::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for index in 1..=ENTRIES {
+                    while taken.load(Ordering::Relaxed) + 1 < index {
+                        std::hint::spin_loop();
+                    }
+                    publish(&memory, index);
+                }
+            });
+            let mut ring = Ring::new(&SETUP, true).unwrap();
+            while taken.load(Ordering::Relaxed) < ENTRIES {
+                match ring.pop(&memory) {
+                    Ok(None) => {}
+                    Ok(Some(_)) => _ = taken.fetch_add(1, Ordering::Relaxed),
+                    Err(error) => {
+                        // lets the driver end
+                        taken.store(ENTRIES, Ordering::Relaxed);
+                        panic!("an entry that just came was taken for an unreadable one: {error}");
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_chain_that_fails_is_still_there() {
+        let memory = memory();
+        let mut ring = Ring::new(&SETUP, true).unwrap();
+        // the buffer goes on at a descriptor that does not exist
+        memory.write_obj(1u16, GuestAddress(0x100c)).unwrap();
+        memory.write_obj(4u16, GuestAddress(0x100e)).unwrap();
+        publish(&memory, 1);
+        let broken = |ring: &mut Ring| ring.pop(&memory).unwrap_err().to_string();
+        assert_eq!(broken(&mut ring), "broken descriptor chain at 0: it does not end");
+        assert_eq!(broken(&mut ring), "broken descriptor chain at 0: it does not end");
+        memory.write_obj(0u16, GuestAddress(0x100c)).unwrap();
+        assert!(ring.pop(&memory).unwrap().is_some());
+    }
+
+    #[test]
+    fn sizes_and_alignments_that_the_standard_forbids_are_refused() {
+        let bad = [
+            RingSetup { size: 0, ..SETUP },
+            RingSetup { size: 3, ..SETUP },
+            RingSetup { descriptors: 0x1008, ..SETUP },
+            RingSetup { available: 0x2001, ..SETUP },
+            RingSetup { used: 0x3002, ..SETUP },
+        ];
+        assert!(bad.iter().all(|setup| Ring::new(setup, true).is_err()));
+    }
+}
