@@ -1,7 +1,11 @@
 //! Compares our tables and walks with those of QEMU's emulated IOMMUs, and prints what came of it.
 
+use std::collections::HashMap;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use clap::Parser;
 use viommu_oracle::emulator::Program;
@@ -14,7 +18,7 @@ use viommu_oracle::{Result, report};
 #[derive(Debug, Parser)]
 struct Args {
     /// Debian's QEMU packages, unpacked here
-    #[arg(long, value_name = "DIR", required_unless_present = "qemu")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["qemu", "qemu_arm"])]
     qemu_root: Option<PathBuf>,
     /// A qemu-system-x86_64, or a script that runs one
     #[arg(long, value_name = "PATH")]
@@ -43,6 +47,10 @@ impl Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     match run(&args) {
+        Ok(outcomes) if outcomes.is_empty() => {
+            eprintln!("viommu-oracle: no mode has {:?} in its name", args.only);
+            ExitCode::FAILURE
+        }
         Ok(outcomes) => show(&outcomes),
         Err(error) => {
             eprintln!("viommu-oracle: {error}");
@@ -51,27 +59,64 @@ fn main() -> ExitCode {
     }
 }
 
+/// What one worker compares at a time, with a machine of its own.
+#[derive(Debug, Clone)]
+enum Job {
+    Vtd(Program, vtd::Mode),
+    Smmu(Program, smmu::Mode),
+}
+
+impl Job {
+    fn name(&self) -> String {
+        match self {
+            Self::Vtd(_, mode) => mode.to_string(),
+            Self::Smmu(_, mode) => mode.to_string(),
+        }
+    }
+
+    fn run(&self, args: &Args) -> Result<Outcome> {
+        match self {
+            Self::Vtd(program, mode) => {
+                compare(&mut Vtd::start(program, *mode)?, args.cases, args.seed)
+            }
+            Self::Smmu(program, mode) => {
+                compare(&mut Smmu::start(program, *mode)?, args.cases, args.seed)
+            }
+        }
+    }
+}
+
+fn jobs(args: &Args) -> Vec<Job> {
+    let vtd = args.program(args.qemu.as_ref(), "qemu-system-x86_64");
+    let smmu = args.program(args.qemu_arm.as_ref(), "qemu-system-aarch64");
+    let vtd = vtd.into_iter().flat_map(|program| {
+        vtd::Mode::ALL.into_iter().map(move |mode| Job::Vtd(program.clone(), mode))
+    });
+    let smmu = smmu.into_iter().flat_map(|program| {
+        smmu::Mode::ALL.into_iter().map(move |mode| Job::Smmu(program.clone(), mode))
+    });
+    vtd.chain(smmu).filter(|job| job.name().contains(&args.only)).collect()
+}
+
+/// All jobs, as many at a time as there are processors; the outcomes in the jobs' order.
 fn run(args: &Args) -> Result<Vec<Outcome>> {
-    let mut outcomes = Vec::new();
-    if let Some(program) = args.program(args.qemu.as_ref(), "qemu-system-x86_64") {
-        for mode in vtd::Mode::ALL {
-            if !mode.to_string().contains(&args.only) {
-                continue;
-            }
-            let mut unit = Vtd::start(&program, mode)?;
-            outcomes.push(compare(&mut unit, args.cases, args.seed)?);
-        }
-    }
-    if let Some(program) = args.program(args.qemu_arm.as_ref(), "qemu-system-aarch64") {
-        for mode in smmu::Mode::ALL {
-            if !mode.to_string().contains(&args.only) {
-                continue;
-            }
-            let mut unit = Smmu::start(&program, mode)?;
-            outcomes.push(compare(&mut unit, args.cases, args.seed)?);
-        }
-    }
-    Ok(outcomes)
+    let jobs = jobs(args);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        // each number is drawn once; nothing else depends on the order
+        let take = || jobs.get(next.fetch_add(1, Ordering::Relaxed));
+        std::iter::from_fn(|| take().map(|job| (job.name(), job.run(args)))).collect::<Vec<_>>()
+    };
+    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(jobs.len());
+    let mut outcomes = thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let done = workers.into_iter().flat_map(|worker| match worker.join() {
+            Ok(outcomes) => outcomes,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        done.map(|(name, outcome)| Ok((name, outcome?))).collect::<Result<HashMap<_, _>>>()
+    })?;
+    Ok(jobs.iter().filter_map(|job| outcomes.remove(&job.name())).collect())
 }
 
 fn show(outcomes: &[Outcome]) -> ExitCode {
