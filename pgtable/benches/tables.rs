@@ -2,7 +2,7 @@
 //!
 //! The store is a plain array: what is measured is this crate, not the memory behind it. `dependent loads`
 //! is the yardstick of a walk: four loads, each at an address that the one before gave.
-#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench")]
+#![expect(clippy::unwrap_used, reason = "a bench")]
 
 use std::hint::black_box;
 
