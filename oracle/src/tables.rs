@@ -26,6 +26,16 @@ pub struct Landing {
 }
 
 impl Landing {
+    /// What leads each address of it to itself: the mapping of those that are not translated.
+    ///
+    /// # Errors
+    /// If it is empty or runs past the last address.
+    pub fn identity(&self) -> Result<Mapping> {
+        let range = IovaRange::with_len(Iova::new(self.start), self.bytes);
+        let range = range.ok_or_else(|| Error::build("an empty landing"))?;
+        Mapping::new(range, PhysAddr::new(self.start), Access::RW).map_err(Error::build)
+    }
+
     /// True if a DMA to `at` lands inside.
     #[must_use]
     pub const fn contains(&self, at: PhysAddr) -> bool {

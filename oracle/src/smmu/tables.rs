@@ -32,6 +32,8 @@ const NESTED_INPUT_BITS: u8 = 31;
 /// What mappings lead to.
 pub(super) const LANDING: Landing = Landing { start: 0x1_8000_0000, bytes: 1 << 30 };
 
+/// One stream in so many is not translated.
+const UNTRANSLATED: u64 = 16;
 /// Inputs of stage 1, bits.
 const FIRST_WIDTHS: [u8; 8] = [25, 31, 32, 36, 39, 42, 47, 48];
 /// Inputs of stage 2, bits: at most what the system has.
@@ -79,6 +81,11 @@ impl Tables {
         self.first.reset();
         self.stream = StreamTable::new(&mut self.region).map_err(Error::build)?;
         let config = match self.mode {
+            _ if random.once_in(UNTRANSLATED) => {
+                self.inputs = vec![LANDING.identity()?];
+                self.halves = false;
+                if random.once_in(4) { StreamConfig::Abort } else { StreamConfig::Bypass }
+            }
             Mode::Stage1(granule) => {
                 StreamConfig::Stage1(self.fill_first(granule, LANDING, random)?)
             }

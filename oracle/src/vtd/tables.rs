@@ -16,6 +16,8 @@ use crate::tables::Landing;
 
 /// The domain id in all entries: everything cached is dropped before each access.
 const DOMAIN_TAG: u16 = 5;
+/// One table in so many is none: requests pass through.
+const UNTRANSLATED: u64 = 16;
 
 /// The tables of one mode.
 #[derive(Debug)]
@@ -41,7 +43,7 @@ impl Tables {
         &self.lookup
     }
 
-    /// Maps at random, and leads the functions `bdfs` to the result.
+    /// Maps at random, and leads the functions `bdfs` to the result; now and then they are not translated.
     pub(super) fn fill(
         &mut self,
         region: &mut Region,
@@ -49,37 +51,58 @@ impl Tables {
         bdfs: [u16; 2],
         random: &mut Random,
     ) -> Result<()> {
-        let filled = self.levels.fill(region, landing, random)?;
-        self.mappings = filled.mappings;
-        let root = filled.root;
-        let width = AddressWidth::from_bits(self.lookup.mode.bits())
-            .ok_or_else(|| Error::build("no width"))?;
-        let first = FirstLevel { root, five_levels: false, controls: FirstControls::empty() };
+        let root = if random.once_in(UNTRANSLATED) {
+            self.mappings = vec![landing.identity()?];
+            None
+        } else {
+            let filled = self.levels.fill(region, landing, random)?;
+            self.mappings = filled.mappings;
+            Some(filled.root)
+        };
         match self.lookup.mode {
-            Mode::Legacy(_) => {
-                let translation = LegacyTranslation::SecondLevel { root };
-                let context = LegacyContext { domain_tag: DOMAIN_TAG, width, translation };
-                for bdf in bdfs {
-                    legacy::set_context(region, self.lookup.root, bdf, &context)
-                        .map_err(Error::build)?;
-                }
-            }
-            Mode::ScalableSecond(_) => {
-                self.lead_scalable(region, bdfs, Translation::SecondLevel { root, width })?;
-            }
-            Mode::ScalableFirst => {
-                self.lead_scalable(region, bdfs, Translation::FirstLevel(first))?;
-            }
+            Mode::Legacy(_) => self.lead_legacy(region, bdfs, root)?,
+            _ => self.lead_scalable(region, bdfs, root)?,
         }
         region.check()
+    }
+
+    fn width(&self) -> Result<AddressWidth> {
+        AddressWidth::from_bits(self.lookup.mode.bits()).ok_or_else(|| Error::build("no width"))
+    }
+
+    fn lead_legacy(
+        &self,
+        region: &mut Region,
+        bdfs: [u16; 2],
+        root: Option<PhysAddr>,
+    ) -> Result<()> {
+        let translation = match root {
+            Some(root) => LegacyTranslation::SecondLevel { root },
+            None => LegacyTranslation::PassThrough,
+        };
+        let context = LegacyContext { domain_tag: DOMAIN_TAG, width: self.width()?, translation };
+        for bdf in bdfs {
+            legacy::set_context(region, self.lookup.root, bdf, &context).map_err(Error::build)?;
+        }
+        Ok(())
     }
 
     fn lead_scalable(
         &self,
         region: &mut Region,
         bdfs: [u16; 2],
-        translation: Translation,
+        root: Option<PhysAddr>,
     ) -> Result<()> {
+        let width = self.width()?;
+        let translation = match (root, self.lookup.mode) {
+            (None, _) => Translation::PassThrough,
+            (Some(root), Mode::ScalableFirst) => Translation::FirstLevel(FirstLevel {
+                root,
+                five_levels: false,
+                controls: FirstControls::empty(),
+            }),
+            (Some(root), _) => Translation::SecondLevel { root, width },
+        };
         for bdf in bdfs {
             let table = PasidTable::new(region, 0).map_err(Error::build)?;
             let entry = PasidEntry { domain_tag: DOMAIN_TAG, translation };
