@@ -182,12 +182,8 @@ impl Region {
     /// Zeroes recycled pages. Relaxed: no table leads to them until a later store (Release) does.
     fn clear(&mut self, run: Run) {
         for page in run.first..run.first + run.pages {
-            let start = u64::from(page) * PAGE_BYTES;
-            for offset in (start..start + PAGE_BYTES).step_by(8) {
-                if let Some(word) = self.mapping.word(offset) {
-                    word.store(0, Ordering::Relaxed);
-                }
-            }
+            let words = self.mapping.page(u64::from(page) * PAGE_BYTES);
+            words.into_iter().flatten().for_each(|word| word.store(0, Ordering::Relaxed));
             if let Some(live) = self.live.get_mut(page as usize) {
                 *live = 0;
             }

@@ -15,7 +15,10 @@ use std::sync::atomic::AtomicU64;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::abi::{RegionHeader, SlotMemory};
+use crate::abi::{PAGE_LEN, RegionHeader, SlotMemory};
+
+/// Words of a page.
+const PAGE_WORDS: usize = PAGE_LEN / 8;
 
 /// What a mapping of ours allows us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +107,22 @@ impl Mapping {
         // long as `self`; 5. whoever changes it, in this process or another, does so atomically.
         Some(unsafe { at.as_ref() })
     }
+
+    /// The words of the page that begins at `offset` bytes; `None` if that is no multiple of a page
+    /// or not inside as a whole.
+    pub(crate) fn page(&self, offset: u64) -> Option<&[AtomicU64; PAGE_WORDS]> {
+        let offset = usize::try_from(offset).ok()?;
+        let end = offset.checked_add(PAGE_LEN)?;
+        if !offset.is_multiple_of(PAGE_LEN) || end > self.len {
+            return None;
+        }
+        // SAFETY: 1. `offset` is below `len`, the length that `map` mapped.
+        let at = unsafe { self.start.add(offset) }.cast::<[AtomicU64; PAGE_WORDS]>();
+        // SAFETY: 1. a page from there is inside, as checked; 2. aligned: the mapping starts at a
+        // page; 3. every bit pattern is a value; 4. it lives as long as `self`; 5. whoever changes
+        // it, in this process or another, does so atomically.
+        Some(unsafe { at.as_ref() })
+    }
 }
 
 impl Drop for Mapping {
@@ -167,6 +186,17 @@ mod tests {
         assert_eq!(mapping.word(4088).unwrap().load(Ordering::Relaxed), 7);
         for outside in [4096, 4089, 4, u64::MAX, u64::MAX - 7] {
             assert!(mapping.word(outside).is_none(), "{outside:#x}");
+        }
+    }
+
+    #[test]
+    fn a_page_is_found_inside_the_mapping_only() {
+        let fd = create("test", 8192).unwrap();
+        let mapping = Mapping::map(&fd, 8192, Rights::ReadWrite).unwrap();
+        mapping.page(4096).unwrap()[511].store(7, Ordering::Relaxed);
+        assert_eq!(mapping.word(8184).unwrap().load(Ordering::Relaxed), 7);
+        for outside in [8192, 8, 4104, u64::MAX, u64::MAX - 4095] {
+            assert!(mapping.page(outside).is_none(), "{outside:#x}");
         }
     }
 
