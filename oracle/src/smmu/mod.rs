@@ -148,7 +148,7 @@ impl Subject for Smmu {
     fn can_observe(&self, probe: &Probe, verdict: &Verdict<Reason>) -> bool {
         let lands = verdict.targets().iter().all(|at| LANDING.contains(*at));
         let (ram, root) = (self.tables.ram(), self.tables.root());
-        let survives = !predict::ends_qemu(ram, &root, self.stream(probe));
+        let survives = !predict::ends_qemu(ram, &root, (self.stream(probe), probe));
         lands && survives && !self.meets_devices(probe)
     }
 

@@ -30,7 +30,7 @@ pub(super) fn predict(
     end: End<Reason>,
 ) -> Found {
     let request = (stream, probe);
-    let (seen, exception) = match see(ram, root, stream) {
+    let (seen, exception) = match see(ram, root, (stream, probe.iova)) {
         Ok(seen) => seen,
         Err((exception, Some(TRANSLATION))) => {
             return differs(exception, end, Err(lost(ram, root, request)));
@@ -59,8 +59,8 @@ fn lost(ram: &GuestRam, root: &StreamRoot, (stream, probe): (u32, &Probe)) -> Re
 }
 
 /// True if QEMU ends itself when it looks up `stream`, in the structures as it sees them.
-pub(super) fn ends_qemu(ram: &GuestRam, root: &StreamRoot, stream: u32) -> bool {
-    let emulated = match see(ram, root, stream) {
+pub(super) fn ends_qemu(ram: &GuestRam, root: &StreamRoot, (stream, probe): (u32, &Probe)) -> bool {
+    let emulated = match see(ram, root, (stream, probe.iova)) {
         Ok((seen, _)) => structures::ends_qemu(&concatenated(seen, root, stream), root, stream),
         Err(_) => false,
     };

@@ -1,7 +1,7 @@
 //! The structures as QEMU's SMMUv3 sees them.
 
 use viommu_pasid::smmuv3::StreamRoot;
-use viommu_pgtable::{Format, Granule, PhysAddr, TableMemory};
+use viommu_pgtable::{Format, Granule, Iova, PhysAddr, TableMemory};
 
 use super::event::number::{BAD_ENTRY, CONTEXT_FETCH, ENTRY_FETCH, TRANSLATION};
 use super::exceptions::{
@@ -34,11 +34,12 @@ const S2_HTTU: u64 = 0b11 << 55;
 /// Memory as QEMU sees it, and the first exception that makes a difference.
 pub(super) type Seen<'r> = (Overlay<'r>, Option<&'static Exception>);
 
-/// The structures of `stream` as QEMU sees them, or the event with which it stops at them.
+/// The structures of `stream` as QEMU sees them for a request to `iova`, or the event with which it stops
+/// at them.
 pub(super) fn see<'r>(
     ram: &'r GuestRam,
     root: &StreamRoot,
-    stream: u32,
+    (stream, iova): (u32, Iova),
 ) -> std::result::Result<Seen<'r>, (&'static Exception, Option<u8>)> {
     let mut memory = Overlay::new(ram);
     let mut exception = None;
@@ -68,13 +69,13 @@ pub(super) fn see<'r>(
         }
     }
     memory = memory.with(pointer, plain | WHOLE_SPAN);
-    see_entry(memory, entry, exception)
+    see_entry(memory, (entry, iova), exception)
 }
 
 /// The same for the stream table entry itself.
 fn see_entry<'r>(
     memory: Overlay<'r>,
-    entry: PhysAddr,
+    (entry, iova): (PhysAddr, Iova),
     exception: Option<&'static Exception>,
 ) -> std::result::Result<Seen<'r>, (&'static Exception, Option<u8>)> {
     let word = |index: u64| memory.load(offset(entry, index * 8)).unwrap_or(0);
@@ -95,7 +96,12 @@ fn see_entry<'r>(
         return Ok((memory, exception.or(Some(&STAGE2_HTTU))));
     }
     let has_stage2 = is_valid && matches!(config, 0b110 | 0b111);
-    let input = if config == 0b111 { word0 & CONTEXT_POINTER_BITS } else { 0 };
+    // stage 2's first input; a wider one than the system's goes another way
+    let input = match config {
+        0b111 => word0 & CONTEXT_POINTER_BITS,
+        _ if iova.raw() >> SYSTEM_BITS == 0 => iova.raw(),
+        _ => 0,
+    };
     match Start::of(word2).filter(|_| has_stage2) {
         Some(start) if start.is_hollow() && start.reaches_root() && !start.excludes(input) => {
             let memory = memory.with(offset(entry, 16), start.widened(word2));
