@@ -12,6 +12,7 @@
 
 mod command_line;
 mod config_space;
+mod conformance;
 mod devices;
 mod events;
 mod hostile;
