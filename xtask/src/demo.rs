@@ -10,7 +10,7 @@ use crate::setup::build;
 use crate::setup::guest_kernel::{NEWEST, Row};
 use crate::suite::stage::{BARE, Place, Set, Stage};
 use crate::suite::tools::{Sources, Tools};
-use crate::suite::{compare, fresh};
+use crate::suite::{Arch, compare, fresh};
 use crate::ui::{Step, seconds};
 
 const NAME: &str = "demo";
@@ -44,7 +44,7 @@ pub(crate) fn run(sources: &Sources) -> Result<()> {
 
 fn show(tools: &Tools, dir: &Path) -> Result<()> {
     let step = Step::begin("a guest with a disk and a DMA engine behind the IOMMU");
-    let place = Place { tools, kit: tools.guest(NEWEST)?, dir };
+    let place = Place { tools, kit: tools.guest(NEWEST)?, arch: Arch::Vtd, dir };
     let mut stage = Stage::open(NAME, &SET, &place, LIMIT)?;
     let image = stage.image();
     stage.until_ready("go")?;

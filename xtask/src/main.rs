@@ -15,14 +15,14 @@ mod test;
 mod ui;
 mod vm;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
 
 use error::{Error, Result};
 use setup::guest_kernel::{ROWS, Row};
-use suite::Selection;
 use suite::tools::Sources;
+use suite::{Arch, Selection};
 
 /// Runs what belongs to the project.
 #[derive(Debug, Parser)]
@@ -52,6 +52,12 @@ enum Order {
         #[arg(last = true)]
         more: Vec<String>,
     },
+    /// Translates while mapping and unmapping and looks for one stale access
+    Stress {
+        /// For how long
+        #[arg(long, default_value_t = test::STRESS_SECONDS)]
+        seconds: u32,
+    },
     /// Runs one guest scenario, or all
     Guest {
         /// The scenario; all if there is none
@@ -59,7 +65,10 @@ enum Order {
         /// The guest to run in; else the first of each scenario
         #[arg(long, value_name = "GUEST")]
         guest: Option<String>,
-        /// Runs each scenario in each of its guests
+        /// The structures that the daemon keeps: vtd or smmuv3; else the scenario's own choice
+        #[arg(long, value_name = "ARCH")]
+        arch: Option<Arch>,
+        /// Runs each scenario in each of its guests, with both kinds of structures
         #[arg(long, conflicts_with = "guest")]
         full: bool,
         /// Shows which scenarios and guests there are
@@ -89,22 +98,26 @@ fn run(arguments: &Arguments) -> Result<bool> {
             suite::tools::fetch(sources, &rows).map(|_| true)
         }
         Order::Demo => demo::run(sources).map(|()| true),
-        Order::Oracle { more } => {
-            let mut oracle = oracle::command(sources, more)?;
-            let status = oracle
-                .status()
-                .map_err(|source| Error::Spawn { program: command::name(&oracle), source })?;
-            Ok(status.success())
-        }
+        Order::Oracle { more } => succeeds(oracle::command(sources, more)?),
+        Order::Stress { seconds } => succeeds(test::stress(*seconds)),
         Order::Test { full } => test::run(*full, sources),
         Order::Guest { list: true, .. } => {
             suite::list();
             Ok(true)
         }
-        Order::Guest { scenario, guest, full, list: false } => {
+        Order::Guest { scenario, guest, arch, full, list: false } => {
             let (scenario, guest) = (scenario.clone(), guest.clone());
-            let reports = suite::run(&Selection { scenario, guest, full: *full }, sources)?;
+            let selection = Selection { scenario, guest, arch: *arch, full: *full };
+            let reports = suite::run(&selection, sources)?;
             Ok(reports.iter().all(|report| report.outcome.passed()))
         }
     }
+}
+
+/// Runs a command with our own input and output.
+fn succeeds(mut command: Command) -> Result<bool> {
+    let status = command
+        .status()
+        .map_err(|source| Error::Spawn { program: command::name(&command), source })?;
+    Ok(status.success())
 }

@@ -27,12 +27,34 @@ pub(crate) struct Scenario {
     pub(crate) script: &'static str,
     /// The guests that it runs in; the first when each scenario runs once.
     pub(crate) guests: &'static [&'static str],
+    /// The structures that the daemon keeps when the scenario runs once.
+    pub(crate) arch: Arch,
     /// What stands around the guest.
     pub(crate) set: Set,
     /// How long it may take; a device that hangs is silent, so every run has an end.
     pub(crate) limit: Duration,
     /// The host's half; what it returns is shown beside the verdict.
     pub(crate) play: fn(&mut Stage<'_>) -> Result<String>,
+}
+
+/// Which structures the daemon keeps and the device processes walk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Arch {
+    /// VT-d's, in scalable mode.
+    Vtd,
+    /// The Arm SMMUv3's.
+    #[value(name = "smmuv3")]
+    SmmuV3,
+}
+
+impl Arch {
+    /// As the daemon's `--arch` takes it.
+    pub(crate) const fn option(self) -> &'static str {
+        match self {
+            Self::Vtd => "vtd",
+            Self::SmmuV3 => "smmuv3",
+        }
+    }
 }
 
 /// The guests of a scenario for those that have no driver for the IOMMU.

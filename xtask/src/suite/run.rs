@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::stage::{Place, Stage};
 use super::tools::{Sources, Tools};
-use super::{SCENARIOS, Scenario};
+use super::{Arch, SCENARIOS, Scenario};
 use crate::command;
 use crate::error::{Error, Result};
 use crate::setup::build;
@@ -23,6 +23,8 @@ pub(crate) struct Report {
     pub(crate) scenario: &'static str,
     /// The guest that it ran in.
     pub(crate) guest: String,
+    /// The structures that the daemon kept.
+    pub(crate) arch: Arch,
     /// What came of it.
     pub(crate) outcome: Outcome,
     /// How long it took, without what is made once for all.
@@ -52,12 +54,14 @@ pub(crate) struct Selection {
     pub(crate) scenario: Option<String>,
     /// In this guest only.
     pub(crate) guest: Option<String>,
-    /// In all guests; else in the first of each scenario.
+    /// With these structures only.
+    pub(crate) arch: Option<Arch>,
+    /// In all guests, with all structures; else in the first of each scenario.
     pub(crate) full: bool,
 }
 
-/// One scenario in one guest.
-type Boot = (&'static Scenario, &'static Row);
+/// One scenario in one guest, with one kind of structures.
+type Boot = (&'static Scenario, &'static Row, Arch);
 
 impl Selection {
     /// The boots that it stands for.
@@ -75,8 +79,14 @@ impl Selection {
                 (None, true) => scenario.guests.to_vec(),
                 (None, false) => scenario.guests.iter().take(1).copied().collect(),
             };
+            let archs = match (self.arch, self.full) {
+                (Some(arch), _) => vec![arch],
+                (None, true) if scenario.set.iommu => vec![Arch::Vtd, Arch::SmmuV3],
+                (None, _) => vec![scenario.arch],
+            };
             for guest in guests {
-                boots.push((scenario, Row::named(guest)?));
+                let row = Row::named(guest)?;
+                boots.extend(archs.iter().map(|arch| (scenario, row, *arch)));
             }
         }
         match &self.scenario {
@@ -111,7 +121,7 @@ pub(crate) fn list() {
 /// but in its report.
 pub(crate) fn run(selection: &Selection, sources: &Sources) -> Result<Vec<Report>> {
     let boots = selection.boots()?;
-    let mut rows: Vec<&Row> = boots.iter().map(|(_, row)| *row).collect();
+    let mut rows: Vec<&Row> = boots.iter().map(|(_, row, _)| *row).collect();
     rows.sort_by_key(|row| row.name);
     rows.dedup_by_key(|row| row.name);
     let scripts: Vec<_> = SCENARIOS.iter().map(|each| (each.name, each.script)).collect();
@@ -122,13 +132,18 @@ pub(crate) fn run(selection: &Selection, sources: &Sources) -> Result<Vec<Report
     Ok(reports)
 }
 
-fn one((scenario, row): Boot, tools: &Tools) -> Result<Report> {
+fn one(boot: Boot, tools: &Tools) -> Result<Report> {
+    let (scenario, row, arch) = boot;
     let guest = tools.guest(row.name)?.kernel.title();
-    let what = format!("guest {guest}, {}: {}", scenario.name, scenario.about);
-    let step = Step::begin(what);
+    let step = Step::begin(format_args!("{} in {guest}, {}", scenario.name, arch.option()));
     let began = Instant::now();
-    let dir = build::target().join("guest").join(format!("{}.{}", scenario.name, row.name));
-    let outcome = match play(scenario, row, tools, &dir) {
+    let dir = build::target().join("guest").join(format!(
+        "{}.{}.{}",
+        scenario.name,
+        row.name,
+        arch.option()
+    ));
+    let outcome = match play(boot, tools, &dir) {
         Ok(remark) => {
             step.done(format_args!("ok {remark}"));
             Outcome::Passed(remark)
@@ -140,12 +155,12 @@ fn one((scenario, row): Boot, tools: &Tools) -> Result<Report> {
             Outcome::Failed(error.to_string())
         }
     };
-    Ok(Report { scenario: scenario.name, guest, outcome, time: began.elapsed() })
+    Ok(Report { scenario: scenario.name, guest, arch, outcome, time: began.elapsed() })
 }
 
-fn play(scenario: &Scenario, row: &Row, tools: &Tools, dir: &Path) -> Result<String> {
+fn play((scenario, row, arch): Boot, tools: &Tools, dir: &Path) -> Result<String> {
     fresh(dir)?;
-    let place = Place { tools, kit: tools.guest(row.name)?, dir };
+    let place = Place { tools, kit: tools.guest(row.name)?, arch, dir };
     let mut stage = Stage::open(scenario.name, &scenario.set, &place, scenario.limit)?;
     (scenario.play)(&mut stage)
 }
@@ -171,7 +186,7 @@ fn show_logs(dir: &Path) {
 }
 
 fn show(reports: &[Report]) {
-    let rows: Vec<[String; 5]> = reports
+    let rows: Vec<[String; 6]> = reports
         .iter()
         .map(|report| {
             let (verdict, remark) = match &report.outcome {
@@ -180,8 +195,9 @@ fn show(reports: &[Report]) {
             };
             let remark = remark.lines().next().unwrap_or_default().to_owned();
             let (scenario, guest) = (report.scenario.to_owned(), report.guest.clone());
-            [scenario, guest, verdict.to_owned(), seconds(report.time), remark]
+            let arch = report.arch.option().to_owned();
+            [scenario, guest, arch, verdict.to_owned(), seconds(report.time), remark]
         })
         .collect();
-    table(["scenario", "guest", "verdict", "time", ""], &rows);
+    table(["scenario", "guest", "arch", "verdict", "time", ""], &rows);
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use super::Arch;
 use super::counters::Counters;
 use super::tools::{BootKit, Tools};
 use crate::command;
@@ -75,6 +76,8 @@ pub(crate) struct Place<'a> {
     pub(crate) tools: &'a Tools,
     /// What is booted.
     pub(crate) kit: &'a BootKit,
+    /// The structures that the daemon keeps.
+    pub(crate) arch: Arch,
     /// The folder for its files, empty.
     pub(crate) dir: &'a Path,
 }
@@ -113,7 +116,7 @@ impl<'a> Stage<'a> {
         let endpoints = endpoints(set);
         let (daemon, viot) = if set.iommu {
             let program = &tools.programs.daemon;
-            let daemon = start_daemon(program, &endpoints, dir)?;
+            let daemon = start_daemon(place, &endpoints)?;
             (Some(daemon), Some(viot(program, &endpoints, dir)?))
         } else {
             (None, None)
@@ -214,12 +217,13 @@ fn endpoints(set: &Set) -> Vec<(String, Option<&'static str>)> {
 }
 
 fn start_daemon(
-    program: &Path,
+    place: &Place<'_>,
     endpoints: &[(String, Option<&'static str>)],
-    dir: &Path,
 ) -> Result<Process> {
-    let mut daemon = Command::new(program);
+    let dir = place.dir;
+    let mut daemon = Command::new(&place.tools.programs.daemon);
     daemon.args(["--socket-path", IOMMU_SOCKET, "--log-level", "info"]);
+    daemon.args(["--arch", place.arch.option()]);
     for (at, socket) in endpoints {
         let socket = socket.map_or_else(String::new, |path| format!(",socket={path}"));
         daemon.args(["--endpoint", &format!("{at}{socket}")]);

@@ -40,7 +40,23 @@ pub(crate) const LANES: &[Lane] = &[
         arguments: &["test", "--workspace", "--all-features", "--no-fail-fast"],
         environment: &[],
     },
+    Lane {
+        name: "tests-smmuv3",
+        arguments: &["test", "--package", "viommu", "--test", "it"],
+        environment: &[("VIOMMU_IT_ARCH", "smmuv3")],
+    },
 ];
+
+/// How long the stress lane looks for a stale access.
+pub(crate) const STRESS_SECONDS: u32 = 60;
+
+/// Processes that translate while the daemon maps and unmaps, looking for one stale access.
+pub(crate) fn stress(seconds: u32) -> Command {
+    let mut cargo = build::cargo();
+    cargo.args(["test", "--release", "--package", "viommu-iotlb", "--test", "processes", "marks"]);
+    cargo.env("STRESS_SECONDS", seconds.to_string());
+    cargo
+}
 
 impl Lane {
     /// Runs it, its output in `logs/NAME.log`. A lane without tests of its own counts as one.

@@ -14,6 +14,7 @@ use crate::suite::tools::Sources;
 use crate::suite::{self, Selection};
 use crate::ui::{note, seconds, table};
 use lane::LANES;
+pub(crate) use lane::{STRESS_SECONDS, stress};
 use tally::Tally;
 
 /// Runs all lanes, each to its end, whatever came of those before.
@@ -32,6 +33,8 @@ pub(crate) fn run(full: bool, sources: &Sources) -> Result<bool> {
         let began = Instant::now();
         add(lane.name, began, lane.run(&logs)?);
     }
+    let began = Instant::now();
+    add("stress", began, lane::run("stress", lane::stress(lane::STRESS_SECONDS), &logs)?);
     let began = Instant::now();
     add("oracle", began, oracle_lane(sources, &logs)?);
     let began = Instant::now();

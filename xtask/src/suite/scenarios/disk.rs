@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::suite::stage::{BARE, DISK_SEED, Set, Stage};
-use crate::suite::{NEWEST_FIRST, Scenario, compare};
+use crate::suite::{Arch, NEWEST_FIRST, Scenario, compare};
 
 /// 2 GiB: twice the guest's memory, so that nothing of it can come from a cache alone.
 const DISK_MIB: u64 = 2048;
@@ -14,6 +14,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     about: "2 GiB read and written behind the IOMMU, compared on both sides",
     script: include_str!("../../../../guest/scenarios/disk.sh"),
     guests: NEWEST_FIRST,
+    arch: Arch::Vtd,
     set: Set { disk_mib: Some(DISK_MIB), ..BARE },
     limit: Duration::from_secs(300),
     play,

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::suite::stage::{BARE, Set, Stage};
-use crate::suite::{NEWEST_FIRST, Scenario};
+use crate::suite::{Arch, NEWEST_FIRST, Scenario};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
     name: "disk-killed",
     about: "kill -9 of the disk in the middle of I/O: unmaps do not hang",
     script: include_str!("../../../../guest/scenarios/disk-killed.sh"),
     guests: NEWEST_FIRST,
+    arch: Arch::Vtd,
     set: Set { disk_mib: Some(256), engine: true, ..BARE },
     limit: Duration::from_secs(120),
     play,

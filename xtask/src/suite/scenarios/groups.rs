@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::suite::stage::{BARE, Set, Stage};
-use crate::suite::{NEWEST_FIRST, Scenario};
+use crate::suite::{Arch, NEWEST_FIRST, Scenario};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
     name: "groups",
     about: "groups, reserved regions and attach of two devices",
     script: include_str!("../../../../guest/scenarios/groups.sh"),
     guests: NEWEST_FIRST,
+    arch: Arch::Vtd,
     set: Set { disk_mib: Some(16), engine: true, ..BARE },
     limit: Duration::from_secs(90),
     play,

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::suite::stage::{BARE, Set, Stage};
-use crate::suite::{IGNORANT, Scenario, compare};
+use crate::suite::{Arch, IGNORANT, Scenario, compare};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
     name: "ignored",
     about: "a guest without a driver for the IOMMU: its disk works in boot bypass",
     script: include_str!("../../../../guest/scenarios/plain.sh"),
     guests: IGNORANT,
+    arch: Arch::Vtd,
     set: Set { disk_mib: Some(128), ..BARE },
     limit: Duration::from_secs(120),
     play,

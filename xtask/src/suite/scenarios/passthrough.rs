@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::suite::stage::{BARE, OwnDisk, Set, Stage};
-use crate::suite::{OLDER_FIRST, Scenario, compare};
+use crate::suite::{Arch, OLDER_FIRST, Scenario, compare};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
     name: "passthrough",
     about: "iommu=pt: QEMU's own virtio-blk and nvme, and our disk, in bypass domains",
     script: include_str!("../../../../guest/scenarios/passthrough.sh"),
     guests: OLDER_FIRST,
+    arch: Arch::Vtd,
     set: Set { append: "iommu=pt", disk_mib: Some(64), own: &[VIRTIO, NVME], ..BARE },
     limit: Duration::from_secs(90),
     play,

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::suite::stage::{BARE, Set, Stage};
-use crate::suite::{OLDER_FIRST, Scenario, compare};
+use crate::suite::{Arch, OLDER_FIRST, Scenario, compare};
 use crate::vm::qmp::Qmp;
 
 /// How often the machine is stopped; the script counts as far.
@@ -17,6 +17,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     about: "stop and cont in the middle of disk I/O",
     script: include_str!("../../../../guest/scenarios/pause.sh"),
     guests: OLDER_FIRST,
+    arch: Arch::Vtd,
     set: Set { disk_mib: Some(128), ..BARE },
     limit: Duration::from_secs(240),
     play,

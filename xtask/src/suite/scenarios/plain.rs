@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::suite::stage::{BARE, Set, Stage};
-use crate::suite::{NEWEST_FIRST, Scenario, compare};
+use crate::suite::{Arch, NEWEST_FIRST, Scenario, compare};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
     name: "plain",
     about: "the disk without an IOMMU",
     script: include_str!("../../../../guest/scenarios/plain.sh"),
     guests: NEWEST_FIRST,
+    arch: Arch::Vtd,
     set: Set { iommu: false, disk_mib: Some(256), ..BARE },
     limit: Duration::from_secs(90),
     play,

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::suite::stage::{BARE, Set, Stage};
-use crate::suite::{NEWEST_FIRST, Scenario, compare};
+use crate::suite::{Arch, NEWEST_FIRST, Scenario, compare};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
     name: "rebind",
     about: "drivers unbound and bound again; domains end without a DETACH",
     script: include_str!("../../../../guest/scenarios/rebind.sh"),
     guests: NEWEST_FIRST,
+    arch: Arch::SmmuV3,
     set: Set { disk_mib: Some(32), engine: true, ..BARE },
     limit: Duration::from_secs(150),
     play,

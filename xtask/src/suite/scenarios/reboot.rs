@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::suite::stage::{BARE, DISK_SEED, Set, Stage};
-use crate::suite::{NEWEST_FIRST, Scenario, compare};
+use crate::suite::{Arch, NEWEST_FIRST, Scenario, compare};
 
 const DISK_MIB: u64 = 128;
 
@@ -13,6 +13,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     about: "reboot in place in the middle of disk I/O",
     script: include_str!("../../../../guest/scenarios/reboot.sh"),
     guests: NEWEST_FIRST,
+    arch: Arch::Vtd,
     set: Set { disk_mib: Some(DISK_MIB), reboots: true, ..BARE },
     limit: Duration::from_secs(240),
     play,

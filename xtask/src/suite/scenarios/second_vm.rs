@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::suite::stage::{BARE, Set, Stage};
-use crate::suite::{NEWEST_FIRST, Scenario, compare};
+use crate::suite::{Arch, NEWEST_FIRST, Scenario, compare};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
     name: "second-vm",
     about: "the VMM ends and a new one is served by the same processes",
     script: include_str!("../../../../guest/scenarios/second-vm.sh"),
     guests: NEWEST_FIRST,
+    arch: Arch::Vtd,
     set: Set { disk_mib: Some(64), engine: true, ..BARE },
     limit: Duration::from_secs(180),
     play,

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::suite::stage::{BARE, Set, Stage};
-use crate::suite::{OLDER_FIRST, Scenario, compare};
+use crate::suite::{Arch, OLDER_FIRST, Scenario, compare};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
     name: "strict",
     about: "iommu.strict=1: each buffer is unmapped at once",
     script: include_str!("../../../../guest/scenarios/strict.sh"),
     guests: OLDER_FIRST,
+    arch: Arch::SmmuV3,
     set: Set { append: "iommu.strict=1", disk_mib: Some(128), ..BARE },
     limit: Duration::from_secs(240),
     play,
