@@ -96,8 +96,8 @@ impl Engines {
         self.reader.enable(machine, config)
     }
 
-    /// Does what `probe` says. `targets` are where its bytes may move to or come from. What a read has
-    /// moved is asked with [`delivered`](Self::delivered), if no fault was recorded.
+    /// Does what `probe` says. `targets` are where its bytes may move to or come from. What a read
+    /// has moved is asked with [`delivered`](Self::delivered), if no fault was recorded.
     ///
     /// # Errors
     /// If the emulator is gone.
@@ -151,7 +151,8 @@ impl Engines {
         Ok(Effect::Elsewhere)
     }
 
-    /// Where the bytes that `probe` read came from: the device writes them to `scratch`, untranslated.
+    /// Where the bytes that `probe` read came from: the device writes them to `scratch`,
+    /// untranslated.
     ///
     /// # Errors
     /// If the emulator is gone.

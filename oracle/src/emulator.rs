@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::memory::GuestRam;
 use crate::qtest::{Batch, Qtest};
 
-/// How long one machine may live. A mode's comparison takes seconds; one that takes this long hangs.
+/// How long one machine may live. A mode's comparison takes seconds; one that takes this long
+/// hangs.
 const LIFETIME: Duration = Duration::from_secs(240);
 
 /// How much of what the emulator said is shown when it is gone.
@@ -40,8 +41,8 @@ impl Program {
         Self { path, ..Self::default() }
     }
 
-    /// `name` out of Debian's packages unpacked at `root`: the loader, libraries and firmware are named,
-    /// because none of them is where the program looks for them.
+    /// `name` out of Debian's packages unpacked at `root`: the loader, libraries and firmware are
+    /// named, because none of them is where the program looks for them.
     #[must_use]
     pub fn unpacked(root: &Path, name: &str) -> Self {
         let (loader, triplet) = match std::env::consts::ARCH {
@@ -65,7 +66,8 @@ impl Program {
 
 /// A running machine: no guest, all memory shared with us.
 ///
-/// It is ended when this is dropped, when it outlives four minutes, and by itself when this process dies.
+/// It is ended when this is dropped, when it outlives four minutes, and by itself when this process
+/// dies.
 #[derive(Debug)]
 pub struct Emulator {
     qtest: Qtest<ChildStdout, ChildStdin>,

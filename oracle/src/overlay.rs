@@ -7,8 +7,8 @@ use viommu_pgtable::{PhysAddr, TableMemory};
 
 use crate::memory::GuestRam;
 
-/// The machine's memory as our walker would leave it: accessed and dirty flags are set here only, so that
-/// the emulator still finds them clear.
+/// The machine's memory as our walker would leave it: accessed and dirty flags are set here only,
+/// so that the emulator still finds them clear.
 #[derive(Debug)]
 pub struct Overlay<'r> {
     ram: &'r GuestRam,
@@ -32,7 +32,8 @@ impl<'r> Overlay<'r> {
         self
     }
 
-    /// The same as if the first `once` bytes from `start` on filled the first `all`, again and again.
+    /// The same as if the first `once` bytes from `start` on filled the first `all`, again and
+    /// again.
     #[must_use]
     pub const fn repeating(mut self, start: PhysAddr, once: u64, all: u64) -> Self {
         self.repeat = Some(Repeat { start: start.raw(), once, all });

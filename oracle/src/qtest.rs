@@ -8,8 +8,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 
 use crate::error::{Error, Result};
 
-/// Bytes of commands that may wait for their answers: what a pipe holds, with room to spare. More would
-/// let both sides wait for each other.
+/// Bytes of commands that may wait for their answers: what a pipe holds, with room to spare. More
+/// would let both sides wait for each other.
 const MAX_BATCH_BYTES: usize = 32 << 10;
 
 /// Commands that are sent together.
@@ -87,7 +87,8 @@ impl<R: Read, W: Write> Qtest<R, W> {
         Self { answers: BufReader::new(answers), commands }
     }
 
-    /// Sends the commands and waits for all answers: one number a command, 0 where it has no result.
+    /// Sends the commands and waits for all answers: one number a command, 0 where it has no
+    /// result.
     ///
     /// # Errors
     /// If the batch is too long, the connection breaks, or a command fails.

@@ -1,9 +1,10 @@
 //! Repeatable randomness: the same seed makes the same tables on every machine.
 
-/// A SplitMix64 generator (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
+/// A SplitMix64 generator (Steele, Lea, Flood: "Fast splittable pseudorandom number generators",
+/// 2014).
 ///
-/// Good enough to scatter test cases, and small enough to be the same for ever: a failing case is named
-/// by its seed.
+/// Good enough to scatter test cases, and small enough to be the same for ever: a failing case is
+/// named by its seed.
 #[derive(Debug, Clone)]
 pub struct Random {
     state: u64,

@@ -12,8 +12,8 @@ const PAGE: [u8; 4096] = [0; 4096];
 
 /// Table pages in the machine's memory.
 ///
-/// Freed pages wait until [`reset`](Self::reset): a table is built, probed and forgotten, so nothing is
-/// gained by handing them out again.
+/// Freed pages wait until [`reset`](Self::reset): a table is built, probed and forgotten, so
+/// nothing is gained by handing them out again.
 #[derive(Debug)]
 pub struct Region {
     ram: Rc<GuestRam>,
@@ -33,8 +33,8 @@ impl Region {
         Self::seen_at(ram, start, pages, start)
     }
 
-    /// The same pages, by addresses from `seen` on, a multiple of 1 MiB too: where a second level puts
-    /// them.
+    /// The same pages, by addresses from `seen` on, a multiple of 1 MiB too: where a second level
+    /// puts them.
     #[must_use]
     pub const fn seen_at(ram: Rc<GuestRam>, start: PhysAddr, pages: u64, seen: PhysAddr) -> Self {
         let shift = start.raw().wrapping_sub(seen.raw());

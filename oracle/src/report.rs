@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use crate::runner::Outcome;
 use crate::subject::Exception;
 
-/// The table of all outcomes: emulated IOMMU, mode, cases, agreements (how many of them translated),
-/// listed exceptions, and what must be none.
+/// The table of all outcomes: emulated IOMMU, mode, cases, agreements (how many of them
+/// translated), listed exceptions, and what must be none.
 #[must_use]
 pub fn table(outcomes: &[Outcome]) -> String {
     let mut text = String::new();

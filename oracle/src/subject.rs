@@ -163,8 +163,8 @@ pub trait Subject {
     fn record(&self, probe: &Probe, reason: Self::Reason) -> Option<Self::Record>;
 }
 
-/// Compares what should have come of an access with what has. `left` tells whether the words of tables are
-/// now as a walk with these marks leaves them.
+/// Compares what should have come of an access with what has. `left` tells whether the words of
+/// tables are now as a walk with these marks leaves them.
 pub fn judge<S: Subject + ?Sized>(
     subject: &S,
     probe: &Probe,

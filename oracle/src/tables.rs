@@ -52,7 +52,8 @@ pub struct Filled {
     pub mappings: Vec<Mapping>,
 }
 
-/// Builds a random table in `region`: leaves of all sizes, alone and in runs, near each other and far.
+/// Builds a random table in `region`: leaves of all sizes, alone and in runs, near each other and
+/// far.
 ///
 /// # Errors
 /// If the region is too small, or our mapper refuses what it must take.

@@ -71,7 +71,8 @@ pub struct Record {
     pub event: u8,
     /// Whose request it was.
     pub stream: u32,
-    /// For events of walks: the walk, the request's address, and whether it read, where that is told.
+    /// For events of walks: the walk, the request's address, and whether it read, where that is
+    /// told.
     pub walk: Option<(Walk, u64, Option<bool>)>,
 }
 

@@ -26,7 +26,7 @@ pub(super) static LEAF_POINTER: Exception = Exception {
 /// Bits that ask for what is not offered.
 pub(super) static STAGE2_HTTU: Exception = Exception {
     name: "S2HA, S2HD not looked at",
-    manual: "IHI 0070, 5.2: without IDR0.HTTU an entry may not ask for updates of flags (C_BAD_STE)",
+    manual: "IHI 0070, 5.2: without IDR0.HTTU asking for updates of flags is illegal (C_BAD_STE)",
     emulator: "ignores both bits",
 };
 
@@ -40,7 +40,7 @@ pub(super) static CONTEXT_POINTER: Exception = Exception {
 /// A stage 2 that starts too high.
 pub(super) static START_LEVEL: Exception = Exception {
     name: "start level above the input",
-    manual: "IHI 0070, 5.2 S2SL0, Arm ARM D8.2.2: a start level that S2T0SZ does not reach is illegal",
+    manual: "IHI 0070, 5.2 S2SL0; Arm ARM D8.2.2: it is illegal if S2T0SZ does not reach it",
     emulator: "starts there, with index 0, or with a root at address 0",
 };
 
@@ -61,14 +61,14 @@ pub(super) static BOTH_ROOTS: Exception = Exception {
 /// Whose request it is.
 pub(super) static PRIVILEGED: Exception = Exception {
     name: "requests taken for privileged",
-    manual: "Arm ARM D8.4; IHI 0070, 5.2 PRIVCFG: PCI requests are unprivileged: AP[1], APTable[0] deny",
+    manual: "Arm ARM D8.4; IHI 0070, 5.2: PCI requests are not, so AP[1] and APTable[0] deny",
     emulator: "does not look at these bits",
 };
 
 /// The rights of a table entry.
 pub(super) static TABLE_RIGHTS: Exception = Exception {
     name: "APTable[1] ends the walk",
-    manual: "Arm ARM D8.4, D8.15: a table's limit on writing counts when the walk has reached a page",
+    manual: "Arm ARM D8.4, D8.15: a table's limit counts when the walk has reached a page",
     emulator: "reports F_PERMISSION at the table, whatever comes below",
 };
 
@@ -96,7 +96,7 @@ pub(super) static BLOCKS: Exception = Exception {
 /// More than one root table.
 pub(super) static CONCATENATED: Exception = Exception {
     name: "concatenated tables",
-    manual: "Arm ARM D8.2.2; IHI 0070, 5.2 S2TTB: the upper bits of the index choose one of up to 16",
+    manual: "Arm ARM D8.2.2; IHI 0070, 5.2 S2TTB: the index's upper bits choose one of up to 16",
     emulator: "always uses the first",
 };
 
@@ -110,13 +110,13 @@ pub(super) static NARROW_ROOT: Exception = Exception {
 /// An address that is out of reach.
 pub(super) static BEYOND_OUTPUT: Exception = Exception {
     name: "no event for wide addresses",
-    manual: "IHI 0070, 3.4, 7.3.13: an address wider than OAS is F_ADDR_SIZE of stage 1, bypassed or not",
-    emulator: "ends the request without an event where there is no context descriptor yet, or none at all",
+    manual: "IHI 0070, 3.4, 7.3.13: more than OAS is F_ADDR_SIZE of stage 1, bypassed or not",
+    emulator: "ends the request without an event where no context descriptor was read before",
 };
 
 /// Whose fault a table is.
 pub(super) static TABLE_STAGE: Exception = Exception {
     name: "unreachable stage 1 tables, nested",
-    manual: "IHI 0070, 7.3.12: S2 is set and IPA is the table entry's; a wide address is stage 1's (IN)",
+    manual: "IHI 0070, 7.3.12: S2 = 1 and the entry's IPA; a wide address is stage 1's (IN)",
     emulator: "reports stage 1 with class TT for tables below the root in both cases",
 };

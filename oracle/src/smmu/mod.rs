@@ -82,7 +82,8 @@ impl Smmu {
         Ok(effect)
     }
 
-    /// True if a lookup or walk may follow an address to a device, whose memory is not ours to read.
+    /// True if a lookup or walk may follow an address to a device, whose memory is not ours to
+    /// read.
     fn meets_devices(&self, probe: &Probe) -> bool {
         let (ram, root) = (self.tables.ram(), self.tables.root());
         let followed = structures::followed(ram, &root, self.stream(probe), probe.iova);

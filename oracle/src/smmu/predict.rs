@@ -22,7 +22,8 @@ use crate::tables::Step;
 /// What is known to be seen otherwise by QEMU.
 pub(super) type Found = Option<(&'static Exception, End<Reason>)>;
 
-/// What QEMU makes of a request for which our code says `end`, if that is known to be something else.
+/// What QEMU makes of a request for which our code says `end`, if that is known to be something
+/// else.
 pub(super) fn predict(
     ram: &GuestRam,
     root: &StreamRoot,
@@ -49,8 +50,8 @@ pub(super) fn predict(
     differs(exception.or(mine).unwrap_or(&PRIVILEGED), end, predicted)
 }
 
-/// Stage 2's fault of a request whose first table is not there: of the request itself, or of its context
-/// descriptor.
+/// Stage 2's fault of a request whose first table is not there: of the request itself, or of its
+/// context descriptor.
 fn lost(ram: &GuestRam, root: &StreamRoot, (stream, probe): (u32, &Probe)) -> Reason {
     match structures::nested_descriptor(ram, root, stream) {
         Some(at) => Reason::walk(TRANSLATION, Stage::Second, Class::Descriptor, at),
@@ -110,8 +111,8 @@ fn walked(
         .or_else(|| last_walked(memory, second.as_ref(), &steps, probe, end))
 }
 
-/// What a walk finds that starts where the root's address is cut off, if it is: nothing, as that is memory
-/// that is not used.
+/// What a walk finds that starts where the root's address is cut off, if it is: nothing, as that is
+/// memory that is not used.
 fn narrow_root(
     memory: &Overlay<'_>,
     descriptor: &ContextDescriptor,

@@ -16,8 +16,8 @@ use crate::tables::{self, Step};
 /// STE word 0: S1CDMax.
 const S1CDMAX_SHIFT: u32 = 59;
 
-/// Where our code leads a request of `stream`, in `memory`. Requests of PCI functions without a PASID are
-/// not privileged; `privileged` says what if they were.
+/// Where our code leads a request of `stream`, in `memory`. Requests of PCI functions without a
+/// PASID are not privileged; `privileged` says what if they were.
 pub(super) fn end<M: TableMemory>(
     memory: &M,
     root: &StreamRoot,
@@ -58,8 +58,8 @@ pub(super) fn end<M: TableMemory>(
     }
 }
 
-/// The entries of page tables that lead a request of `stream` to `iova`, as far as they lead, by the
-/// machine's addresses.
+/// The entries of page tables that lead a request of `stream` to `iova`, as far as they lead, by
+/// the machine's addresses.
 pub(super) fn path<M: TableMemory>(
     memory: &M,
     root: &StreamRoot,
@@ -85,7 +85,8 @@ pub(super) fn path<M: TableMemory>(
     }
 }
 
-/// The entries of stage 1 that lead to `iova`, as far as they lead, by the addresses that stage 1 knows.
+/// The entries of stage 1 that lead to `iova`, as far as they lead, by the addresses that stage 1
+/// knows.
 pub(super) fn first_path<M: TableMemory>(memory: &M, route: &Route, iova: Iova) -> Vec<Step> {
     let (Route::First { table: FirstTable::Arm(descriptor), .. }
     | Route::Nested { first: FirstTable::Arm(descriptor), .. }) = route
@@ -165,8 +166,8 @@ pub(super) fn route<M: TableMemory>(
     Ok(route)
 }
 
-/// True if the stream table entry wants substreams, which the emulated SMMU does not have (IDR1.SSIDSIZE
-/// is 0).
+/// True if the stream table entry wants substreams, which the emulated SMMU does not have
+/// (IDR1.SSIDSIZE is 0).
 fn wants_substreams<M: TableMemory>(memory: &M, root: &StreamRoot, stream: u32) -> bool {
     let entry = entry_at(memory, root, stream).and_then(|at| memory.load(at));
     entry.is_some_and(|word| word & 0b1011 == 0b1011 && word >> S1CDMAX_SHIFT != 0)

@@ -34,8 +34,8 @@ const S2_HTTU: u64 = 0b11 << 55;
 /// Memory as QEMU sees it, and the first exception that makes a difference.
 pub(super) type Seen<'r> = (Overlay<'r>, Option<&'static Exception>);
 
-/// The structures of `stream` as QEMU sees them for a request to `iova`, or the event with which it stops
-/// at them.
+/// The structures of `stream` as QEMU sees them for a request to `iova`, or the event with which it
+/// stops at them.
 pub(super) fn see<'r>(
     ram: &'r GuestRam,
     root: &StreamRoot,

@@ -20,8 +20,8 @@ const STAGE2_RECORDS: u64 = 1 << 58;
 const STAGE2_AA64: u64 = 1 << 51;
 const STAGE1_RECORDS: u64 = 1 << 45;
 
-/// Where the structures of `stream` lie, by the machine's addresses and as far as they lead: the pointer to
-/// the stream table entry, the words of the entry, and those of the context descriptor.
+/// Where the structures of `stream` lie, by the machine's addresses and as far as they lead: the
+/// pointer to the stream table entry, the words of the entry, and those of the context descriptor.
 pub(super) fn words<M: TableMemory>(memory: &M, root: &StreamRoot, stream: u32) -> Vec<PhysAddr> {
     let pointer = pointer_at(root, stream);
     let mut words = vec![pointer];
@@ -104,9 +104,9 @@ fn roots<M: TableMemory>(memory: &M, entry: PhysAddr) -> Vec<u64> {
     enabled.map(|(index, _)| word(index) & ADDRESS & !0xf).collect()
 }
 
-/// True if the stream table entry asks for a stage 2 of 32 bits (S2AA64 clear; IHI 0070, 5.2.2), or the
-/// context descriptor for an output of more than 48 bits (IPS 6, 7; 5.4): QEMU does not report an event but ends
-/// itself.
+/// True if the stream table entry asks for a stage 2 of 32 bits (S2AA64 clear; IHI 0070, 5.2.2), or
+/// the context descriptor for an output of more than 48 bits (IPS 6, 7; 5.4): QEMU does not report
+/// an event but ends itself.
 pub(super) fn ends_qemu<M: TableMemory>(memory: &M, root: &StreamRoot, stream: u32) -> bool {
     let Some(entry) = entry_at(memory, root, stream) else { return false };
     let word = |index: u64| memory.load(offset(entry, index * 8)).unwrap_or(0);

@@ -18,8 +18,8 @@ use crate::random::Random;
 use crate::region::Region;
 use crate::tables::{self, Filled, Landing};
 
-/// Our stream table and stage 2 tables, and in front of them stage 1's: each 64 MiB. One flipped address
-/// bit leads from here to other memory or to none, never to a device.
+/// Our stream table and stage 2 tables, and in front of them stage 1's: each 64 MiB. One flipped
+/// address bit leads from here to other memory or to none, never to a device.
 const TABLES: PhysAddr = PhysAddr::new(0x1_4000_0000);
 const FIRST_TABLES: PhysAddr = PhysAddr::new(0x1_4400_0000);
 const TABLE_PAGES: u64 = 16384;

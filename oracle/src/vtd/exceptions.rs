@@ -31,7 +31,7 @@ static LEGACY_NUMBERS: Exception = Exception {
 /// An absent PASID entry.
 static TYPE_FIRST: Exception = Exception {
     name: "PASID entry's type before its presence",
-    manual: "VT-d 9.6, 7.1.3: nothing but FPD means something in an entry that is not present (SPT.2)",
+    manual: "VT-d 9.6, 7.1.3: nothing but FPD counts in an entry that is not present (SPT.2)",
     emulator: "finds fault with the type and width of an absent entry (SPT.4)",
 };
 
@@ -59,7 +59,7 @@ static RID_PASID: Exception = Exception {
 /// The width field of a PASID entry with a first level.
 static WIDTH_OF_FIRST: Exception = Exception {
     name: "AW bounds first-level addresses",
-    manual: "VT-d 9.6, 3.6: AW is the second level's; a first level's addresses are canonical by FSPM",
+    manual: "VT-d 9.6, 3.6: AW is the second level's; the first level's width is FSPM's",
     emulator: "wants first-level addresses canonical in the width that AW names",
 };
 
@@ -126,8 +126,8 @@ pub(super) fn predict(
     (predicted != entries.mode.reason(condition)).then_some((exception, Err(predicted)))
 }
 
-/// What QEMU makes of an address that is not canonical in the width of AW, in a PASID entry with a first
-/// level.
+/// What QEMU makes of an address that is not canonical in the width of AW, in a PASID entry with a
+/// first level.
 pub(super) fn predict_width(
     entries: &Entries,
     iova: Iova,
@@ -140,8 +140,8 @@ pub(super) fn predict_width(
     (!canonical).then_some((&WIDTH_OF_FIRST, Err(reason)))
 }
 
-/// True if QEMU leaves the flags of the last entry, a first level's leaf that is written through, alone
-/// although one is to be set.
+/// True if QEMU leaves the flags of the last entry, a first level's leaf that is written through,
+/// alone although one is to be set.
 pub(super) fn keeps_flags(entries: &Entries) -> Option<&'static Exception> {
     const FLAGS: u64 = 1 << 5 | 1 << 6;
     let flags = entries.last?.raw & FLAGS;

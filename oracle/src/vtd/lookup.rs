@@ -109,8 +109,8 @@ impl Lookup {
         }
     }
 
-    /// Which structure is not there. Our lookup knows no host address width: a pointer beyond it, whose
-    /// upper bits are reserved, finds no memory.
+    /// Which structure is not there. Our lookup knows no host address width: a pointer beyond it,
+    /// whose upper bits are reserved, finds no memory.
     fn no_memory<M: TableMemory>(&self, memory: &M, bdf: u16, entry_at: PhysAddr) -> Condition {
         let Structures { context, directory, entry, .. } = self.structures(memory, bdf);
         let missing =

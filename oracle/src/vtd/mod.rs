@@ -37,7 +37,8 @@ const WINDOWS: [Window; 2] = [
 const QUEUE: PhysAddr = PhysAddr::new(0x1_0000_0000);
 /// Where the reader shows what it has read.
 const SCRATCH: PhysAddr = PhysAddr::new(0x1_0000_2000);
-/// Our tables. One flipped address bit leads from here to other memory or to none, never to a device.
+/// Our tables. One flipped address bit leads from here to other memory or to none, never to a
+/// device.
 const TABLES: PhysAddr = PhysAddr::new(0x1_4000_0000);
 const TABLE_PAGES: u64 = 16384;
 /// What mappings lead to.

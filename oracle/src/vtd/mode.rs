@@ -40,8 +40,8 @@ impl Mode {
         !matches!(self, Self::Legacy(_))
     }
 
-    /// QEMU's device. Snoop control is on because our second level ignores the SNP bit, as units with
-    /// it do.
+    /// QEMU's device. Snoop control is on because our second level ignores the SNP bit, as units
+    /// with it do.
     #[must_use]
     pub fn device(self) -> String {
         let bits = self.bits();

@@ -73,8 +73,8 @@ pub(super) struct Registers {
 }
 
 impl Registers {
-    /// Gives the unit its root table and its queue (a page of memory at `queue` and a word behind it),
-    /// and switches translation on.
+    /// Gives the unit its root table and its queue (a page of memory at `queue` and a word behind
+    /// it), and switches translation on.
     ///
     /// # Errors
     /// If the unit does not do what it is told.

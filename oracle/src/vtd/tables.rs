@@ -43,7 +43,8 @@ impl Tables {
         &self.lookup
     }
 
-    /// Maps at random, and leads the functions `bdfs` to the result; now and then they are not translated.
+    /// Maps at random, and leads the functions `bdfs` to the result; now and then they are not
+    /// translated.
     pub(super) fn fill(
         &mut self,
         region: &mut Region,

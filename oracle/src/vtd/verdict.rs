@@ -70,8 +70,8 @@ impl Lookup {
         }
     }
 
-    /// What an exception in one entry makes of a request that ends in `end`; `memory` is as our walk
-    /// left it.
+    /// What an exception in one entry makes of a request that ends in `end`; `memory` is as our
+    /// walk left it.
     fn predict(
         &self,
         memory: &Overlay<'_>,
