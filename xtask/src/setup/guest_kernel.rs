@@ -147,7 +147,7 @@ impl GuestKernel {
         Ok(Self { architecture, image, release, busybox, modules, lacks })
     }
 
-    /// A kernel of the user's own, its modules in `/lib/modules/RELEASE`.
+    /// A kernel of the user's own, its modules beside it or in `/lib/modules/RELEASE`.
     ///
     /// # Errors
     /// A file is missing; the message says which.
@@ -158,7 +158,9 @@ impl GuestKernel {
             Some(release) => release.to_owned(),
             None => image.parent().map(file_name).unwrap_or_default(),
         };
-        let modules = Path::new("/lib/modules").join(&release);
+        let beside = image.parent().filter(|dir| dir.join("modules.builtin").is_file());
+        let modules =
+            beside.map_or_else(|| Path::new("/lib/modules").join(&release), Path::to_owned);
         let modules = fs::canonicalize(&modules).map_err(Error::file("find", &modules))?;
         let busybox = own.busybox.map_or_else(busybox_of_machine, |path| Ok(path.to_owned()))?;
         let architecture = Architecture::Amd64;
