@@ -6,16 +6,10 @@ use std::fs;
 use crate::error::{Error, Result};
 use crate::setup::guest_kernel::GuestKernel;
 
-/// Modules in the order in which they are loaded; each is used by some scenario.
-const MODULES: &[&str] = &[
-    "virtio-iommu",
-    "irqbypass",
-    "vfio",
-    "vfio-iommu-type1",
-    "vfio-pci-core",
-    "vfio-pci",
-    "virtio-blk",
-];
+/// What is loaded, in this order, each after the modules that it needs; all are used by some
+/// scenario.
+const MODULES: &[&str] =
+    &["virtio-pci", "virtio-iommu", "vfio-iommu-type1", "vfio-pci", "virtio-blk"];
 
 /// The guest's init and the scenarios that it can run.
 const INIT: &str = include_str!("../../guest/init.sh");
@@ -62,13 +56,40 @@ pub(crate) fn pack(
         let path = format!("bin/{}", program.name);
         archive.entry(&path, Kind::plain(REGULAR | 0o755), &program.bytes);
     }
-    for (order, name) in MODULES.iter().enumerate() {
-        if let Some(bytes) = kernel.module(name)? {
-            let path = format!("modules/{order:02}-{name}.ko");
-            archive.entry(&path, Kind::plain(REGULAR | 0o644), &bytes);
-        }
+    let mut modules = Vec::new();
+    for name in MODULES {
+        add_module(kernel, name, &mut modules)?;
+    }
+    for (order, (name, bytes)) in modules.iter().enumerate() {
+        let path = format!("modules/{order:02}-{name}.ko");
+        archive.entry(&path, Kind::plain(REGULAR | 0o644), bytes);
     }
     Ok(archive.finish())
+}
+
+/// Adds a module after those that it needs; one that is built in, or there already, is passed over.
+fn add_module(
+    kernel: &GuestKernel,
+    name: &str,
+    modules: &mut Vec<(String, Vec<u8>)>,
+) -> Result<()> {
+    if modules.iter().any(|(there, _)| there == name) {
+        return Ok(());
+    }
+    let Some(bytes) = kernel.module(name)? else { return Ok(()) };
+    for needed in needed_by(&bytes) {
+        add_module(kernel, &needed, modules)?;
+    }
+    modules.push((name.to_owned(), bytes));
+    Ok(())
+}
+
+/// The modules that a module says it needs: the entry `depends=A,B` among the strings of its
+/// section `.modinfo`.
+fn needed_by(module: &[u8]) -> Vec<String> {
+    let entry = module.split(|byte| *byte == 0).find_map(|text| text.strip_prefix(b"depends="));
+    let names = String::from_utf8_lossy(entry.unwrap_or_default()).into_owned();
+    names.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('_', "-")).collect()
 }
 
 /// An archive that grows entry by entry.
@@ -138,6 +159,13 @@ mod tests {
             00000000ab\0\0\0\0hello\0\0\0";
         // 110 + 3 is 113, so three more zero bytes follow the name
         assert_eq!(String::from_utf8(archive.bytes).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_module_names_what_it_needs_with_either_spelling() {
+        let module = b"\x7fELF\0license=GPL\0depends=vfio,vfio_pci_core\0name=vfio_pci\0";
+        assert_eq!(needed_by(module), ["vfio", "vfio-pci-core"]);
+        assert!(needed_by(b"\x7fELF\0depends=\0name=virtio\0").is_empty());
     }
 
     #[test]
