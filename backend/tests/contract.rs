@@ -3,7 +3,8 @@
 
 use proptest::prelude::*;
 use viommu_backend::{
-    DevicePlace, DomainId, HostError, HostIommu, Recording, SoftwareConfig, SoftwareIommu, Target,
+    DevicePlace, DomainId, HostError, HostIommu, Recording, SoftwareConfig, SoftwareError,
+    SoftwareIommu, Target,
 };
 use viommu_iotlb::{Arch, HubConfig};
 use viommu_pasid::{EndpointId, Requester, Structures};
@@ -41,19 +42,22 @@ impl Subject for SoftwareIommu {
     }
 }
 
-fn software_of(arch: Arch, table_bytes: u64) -> SoftwareIommu {
+fn try_software(arch: Arch, table_bytes: u64) -> Result<SoftwareIommu, SoftwareError> {
     let table_base = PhysAddr::new(match arch {
         Arch::SmmuV3 => 1 << 47,
         Arch::Vtd => 1 << 51,
     });
     let hub = HubConfig { arch, table_base, table_bytes, ..HubConfig::default() };
     let page_size_mask = 0x4020_1000;
-    let mut software =
-        SoftwareIommu::new(SoftwareConfig { input_bits: 48, page_size_mask, hub }).unwrap();
+    let mut software = SoftwareIommu::new(SoftwareConfig { input_bits: 48, page_size_mask, hub })?;
     for endpoint in ENDPOINTS {
-        software.add_endpoint(&DevicePlace { endpoint, pasid_bits: 0, socket: None }).unwrap();
+        software.add_endpoint(&DevicePlace { endpoint, pasid_bits: 0, socket: None })?;
     }
-    software
+    Ok(software)
+}
+
+fn software_of(arch: Arch, table_bytes: u64) -> SoftwareIommu {
+    try_software(arch, table_bytes).unwrap()
 }
 
 fn software(table_bytes: u64) -> SoftwareIommu {
@@ -201,6 +205,65 @@ fn a_guest_that_used_up_the_tables_can_still_attach_elsewhere_and_gets_them_back
         host.create_domain(ONE).unwrap();
         host.attach(rid(0), Target::Domain(ONE)).unwrap();
         assert_eq!(fill(&mut host), first);
+    }
+}
+
+/// One fallible call.
+type Call = fn(&mut dyn Subject) -> Result<(), HostError>;
+
+/// Calls of which each needs memory, alone or for what others have left.
+const CALLS: [Call; 9] = [
+    |host| host.create_domain(ONE),
+    |host| host.attach(rid(0), Target::Domain(ONE)),
+    |host| host.map(ONE, &mapping(1, 1, 11, Access::RW)),
+    |host| host.create_domain(TWO),
+    |host| host.map(ONE, &mapping(512, 1024, 513, Access::RW)),
+    |host| host.attach(rid(1), Target::Identity),
+    |host| host.map(TWO, &mapping(1 << 18, 513, 77, Access::RW)),
+    |host| host.attach(rid(0), Target::Domain(TWO)),
+    |host| host.map(TWO, &mapping(5 << 27, 1, 99, Access::RW)),
+];
+
+/// Pages on both sides of every edge of [`CALLS`]' mappings.
+const PROBES: [u64; 12] = [
+    0,
+    1,
+    2,
+    511,
+    512,
+    1535,
+    1536,
+    (1 << 18) - 1,
+    1 << 18,
+    (1 << 18) + 512,
+    (1 << 18) + 513,
+    5 << 27,
+];
+
+#[test]
+fn whichever_call_finds_no_memory_changes_nothing() {
+    for arch in [Arch::Vtd, Arch::SmmuV3] {
+        let mut refused = [0; CALLS.len()];
+        // from too little for the endpoints to enough for all, page by page
+        for pages in 2..120 {
+            let Ok(mut host) = try_software(arch, pages * PAGE) else { continue };
+            let mut model = recording();
+            for (call, refused) in CALLS.iter().zip(&mut refused) {
+                match call(&mut host) {
+                    Ok(()) => call(&mut model).unwrap(),
+                    Err(_) => *refused += 1,
+                }
+                host.sync();
+                for (page, endpoint) in PROBES.iter().flat_map(|p| [(p, 0), (p, 1)]) {
+                    let leads = |subject: &dyn Subject| {
+                        subject.leads_to(rid(endpoint), Iova::new(page * PAGE), Access::RW)
+                    };
+                    assert_eq!(leads(&host), leads(&model), "{arch:?}, {pages} pages, page {page}");
+                }
+            }
+        }
+        let [first, .., last] = refused;
+        assert!(0 < first && first < last && last < 118, "{arch:?}: {refused:?}");
     }
 }
 
