@@ -132,7 +132,7 @@ impl<'a> Stage<'a> {
             image::make(&dir.join(disk.image), DISK_SEED, OWN_DISK_MIB << 20)?;
         }
         let engine = if set.engine { Some(start_engine(set, tools, dir)?) } else { None };
-        let machine = machine(scenario, set, place.kit, viot);
+        let machine = machine(scenario, set, place, viot);
         let guest = machine.boot(&tools.emulator, dir)?;
         let (dir, emulator) = (dir.to_owned(), &tools.emulator);
         Ok(Self { guest, daemon, disk, engine, deadline, dir, machine, emulator })
@@ -277,7 +277,8 @@ fn machine<'a>(scenario: &str, set: &Set, kit: &'a BootKit, viot: Option<PathBuf
         functions.push(Function::Iommu { slot: IOMMU_SLOT, socket: IOMMU_SOCKET });
     }
     functions.extend(set.own.iter().map(|disk| Function::Own(disk.arguments)));
-    let mut append = format!("viommu.scenario={scenario} {}", set.append);
+    let arch = place.arch.option();
+    let mut append = format!("viommu.scenario={scenario} viommu.arch={arch} {}", set.append);
     if let Some(mib) = set.disk_mib {
         functions.push(Function::VfioUser { slot: DISK_SLOT, socket: DISK_SOCKET });
         append = format!("{append} viommu.seed={DISK_SEED} viommu.bytes={}", mib << 20);
@@ -286,8 +287,8 @@ fn machine<'a>(scenario: &str, set: &Set, kit: &'a BootKit, viot: Option<PathBuf
         functions.push(Function::VfioUser { slot: ENGINE_SLOT, socket: ENGINE_SOCKET });
     }
     Machine {
-        kernel: &kit.kernel,
-        initrd: &kit.initrd,
+        kernel: &place.kit.kernel,
+        initrd: &place.kit.initrd,
         append,
         memory_mib: 1024,
         cpus: 2,

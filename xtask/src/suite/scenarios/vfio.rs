@@ -37,8 +37,8 @@ const FAULTS: [&str; 3] = [
     "page fault from EP 32 at 0xff40002000 [W]",
 ];
 
-/// Blocked accesses of all checks.
-const FAULTS_IN_ALL: u64 = 5;
+/// Blocked accesses of all checks but `write-only`, which not all tables block.
+const FAULTS_AT_LEAST: u64 = 4;
 
 fn play(stage: &mut Stage<'_>) -> Result<String> {
     stage.close()?;
@@ -53,6 +53,6 @@ fn play(stage: &mut Stage<'_>) -> Result<String> {
             return Err(Error::Wrong(format!("the guest's log has no {fault:?}, but {told:?}")));
         }
     }
-    counters.at_least("faults", FAULTS_IN_ALL)?;
+    counters.at_least("faults", FAULTS_AT_LEAST)?;
     Ok(format!("{} faults told, {}", told.len(), talk.check("pairs")?))
 }
