@@ -152,8 +152,11 @@ pub enum ConfigError {
         /// The smallest page size, bytes.
         granule: u64,
     },
-    /// Not whole pages.
-    #[error("--table-memory {0}: it has to be a multiple of {TABLE_PAGE_BYTES}, and not 0")]
+    /// Not a number of pages, or too few for a table.
+    #[error(
+        "--table-memory {0:#x}: it has to be a multiple of {TABLE_PAGE_BYTES} and at least \
+         {MIN_TABLE_BYTES} bytes"
+    )]
     TableMemory(u64),
 }
 
@@ -242,9 +245,13 @@ pub fn function(text: &str) -> Result<EndpointId, FunctionError> {
 /// # Errors
 /// [`ConfigError::TableMemory`].
 pub fn table_bytes(bytes: u64) -> Result<u64, ConfigError> {
-    let whole = bytes != 0 && bytes.is_multiple_of(TABLE_PAGE_BYTES);
+    let whole = bytes >= MIN_TABLE_BYTES && bytes.is_multiple_of(TABLE_PAGE_BYTES);
     whole.then_some(bytes).ok_or(ConfigError::TableMemory(bytes))
 }
+
+/// The least memory for tables: what the structures and the reserve for attachments take, and as much
+/// again, so that a guest can map something.
+const MIN_TABLE_BYTES: u64 = 512 << 10;
 
 /// Checks that `arch` translates addresses of `input_bits`.
 ///

@@ -211,7 +211,8 @@ fn exactly_one_socket_is_taken() {
 #[test]
 fn table_memory_is_whole_pages() {
     assert_eq!(table_bytes(1 << 30), Ok(1 << 30));
-    for bytes in [0, 1, 4095, 4097] {
+    assert_eq!(table_bytes(512 << 10), Ok(512 << 10));
+    for bytes in [0, 1, 4096, (512 << 10) - 4096, (512 << 10) + 1] {
         assert_eq!(table_bytes(bytes), Err(ConfigError::TableMemory(bytes)));
     }
 }
