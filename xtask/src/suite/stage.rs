@@ -271,7 +271,7 @@ fn viot(
     Ok(path)
 }
 
-fn machine<'a>(scenario: &str, set: &Set, kit: &'a BootKit, viot: Option<PathBuf>) -> Machine<'a> {
+fn machine<'a>(scenario: &str, set: &Set, place: &Place<'a>, viot: Option<PathBuf>) -> Machine<'a> {
     let mut functions = Vec::new();
     if set.iommu {
         functions.push(Function::Iommu { slot: IOMMU_SLOT, socket: IOMMU_SOCKET });
