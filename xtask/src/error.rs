@@ -23,6 +23,9 @@ pub(crate) enum Error {
     /// Programs that this machine lacks, and the command that brings them.
     #[error("this machine lacks {missing}; install with: {install}")]
     Lacking { missing: String, install: String },
+    /// Nobody says where packages come from.
+    #[error("apt's sources name no Debian mirror: give one with --mirror URL")]
+    NoMirror,
     /// Packages could not be fetched, and none are in the cache.
     #[error("no packages from the mirror, none in the cache: {0}")]
     Mirror(Box<Error>),

@@ -11,9 +11,6 @@ use crate::ui::{Step, megabytes};
 /// The keyring that the archive's signatures are checked against.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Where packages come from when the machine's own apt names no Debian mirror.
-const DEFAULT_MIRROR: &str = "http://mirror.invalid/debian";
-
 /// Suites to take packages from, for one architecture.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Archive {
@@ -46,10 +43,10 @@ impl Apt {
     /// Writes the configuration below `cache`.
     ///
     /// # Errors
-    /// Its folders cannot be made, or apt's tools are missing.
+    /// Its folders cannot be made, apt's tools are missing, or no mirror is known.
     pub(crate) fn open(cache: &Path, archive: &Archive, mirror: Option<&str>) -> Result<Self> {
         need_tools()?;
-        let mirror = mirror.map_or_else(machine_mirror, str::to_owned);
+        let mirror = mirror.map_or_else(machine_mirror, |mirror| Ok(mirror.to_owned()))?;
         let name = format!("{}.{}", archive.suites.join("+"), archive.architecture);
         let dir = cache.join("apt").join(name);
         for part in ["lists/partial", "archives/partial"] {
@@ -193,12 +190,13 @@ fn preferences(archive: &Archive) -> String {
     })
 }
 
-/// The Debian mirror that the machine itself uses.
-fn machine_mirror() -> String {
+/// The Debian mirror that the machine itself uses, whether or not its lists were ever fetched.
+fn machine_mirror() -> Result<String> {
     let mut targets = Command::new("apt-get");
-    targets.args(["indextargets", "--format", "$(REPO_URI)", "Identifier: Packages"]);
-    let told = command::text(&mut targets).unwrap_or_default();
-    pick_mirror(&told).unwrap_or(DEFAULT_MIRROR).to_owned()
+    targets.args(["indextargets", "--no-release-info", "--format", "$(REPO_URI)"]);
+    targets.arg("Identifier: Packages");
+    let told = command::text(&mut targets)?;
+    pick_mirror(&told).map(str::to_owned).ok_or(Error::NoMirror)
 }
 
 /// Debian's main archive ends in `/debian` on every mirror; security updates and other archives

@@ -76,5 +76,5 @@ fn guests(full: bool, sources: &Sources) -> Tally {
 
 /// Whether it is the machine that lacks something, not we.
 const fn is_lacking(error: &Error) -> bool {
-    matches!(error, Error::Lacking { .. } | Error::Mirror(_))
+    matches!(error, Error::Lacking { .. } | Error::NoMirror | Error::Mirror(_))
 }
