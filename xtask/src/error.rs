@@ -35,6 +35,9 @@ pub(crate) enum Error {
     /// A kernel module that is neither a file nor built in.
     #[error("no module {module} in {} and it is not built into that kernel", modules.display())]
     NoModule { module: String, modules: PathBuf },
+    /// The VMM ended itself by a fault of its own, which is known: nothing was shown either way.
+    #[error("the VMM ended itself: {0}")]
+    VmmFell(&'static str),
     /// The name of a scenario or guest that does not exist.
     #[error("no {kind} {name:?}; there are: {known}")]
     Unknown { kind: &'static str, name: String, known: String },
