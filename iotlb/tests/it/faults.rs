@@ -1,10 +1,12 @@
 //! What the daemon hears of refused accesses.
 
+use std::sync::mpsc::{Sender, channel};
+
 use viommu_iotlb::{DeviceEvent, FaultClass, FaultRecord, HubConfig};
 use viommu_pasid::Pasid;
 use viommu_pgtable::{Access, Iova};
 
-use crate::support::{Daemon, ENDPOINT};
+use crate::support::{Daemon, ENDPOINT, PATIENCE};
 use crate::translation::pieces;
 
 fn records(events: &[DeviceEvent]) -> Vec<FaultRecord> {
@@ -13,6 +15,19 @@ fn records(events: &[DeviceEvent]) -> Vec<FaultRecord> {
         _ => None,
     };
     events.iter().filter_map(record).collect()
+}
+
+/// Keeps the daemon's thread from everything else until what this returns is dropped: from now on it
+/// hears nothing.
+fn hold(daemon: &Daemon) -> Sender<()> {
+    let (go, wait) = channel::<()>();
+    let (begun, has_begun) = channel();
+    daemon.begin(move |_| {
+        begun.send(()).unwrap();
+        _ = wait.recv();
+    });
+    has_begun.recv_timeout(PATIENCE).unwrap();
+    go
 }
 
 #[test]
@@ -46,12 +61,10 @@ fn a_full_ring_drops_and_says_so_and_goes_on_when_it_was_emptied() {
     let guard = reader.enter().unwrap();
     let fault = pieces(&guard, None, (0x5000, 8), Access::READ).1.unwrap();
     let full = viommu_iotlb::abi::FAULT_RECORDS;
-    let (hold, go) = std::sync::mpsc::channel::<()>();
-    let held = daemon.begin(move |_| _ = go.recv());
+    let held = hold(&daemon);
     assert!((0..full).all(|_| guard.report(&fault)));
     assert!(!guard.report(&fault));
-    drop(hold);
-    held.recv().unwrap();
+    drop(held);
     daemon.events(|events| records(events).len() == full);
     assert!(guard.report(&fault));
     daemon.events(|events| records(events).len() == full + 1);
@@ -64,13 +77,11 @@ fn a_device_that_reports_and_leaves_at_once_is_heard_before_its_end_is_told() {
     let reader = device.reader().unwrap();
     let guard = reader.enter().unwrap();
     let fault = pieces(&guard, None, (0x5000, 8), Access::READ).1.unwrap();
-    let (hold, go) = std::sync::mpsc::channel::<()>();
-    let held = daemon.begin(move |_| _ = go.recv());
+    let held = hold(&daemon);
     assert!(guard.report(&fault));
     drop(guard);
     drop((reader, device));
-    drop(hold);
-    held.recv().unwrap();
+    drop(held);
     let gone = DeviceEvent::Disconnected { endpoint: ENDPOINT };
     let events = daemon.events(|events| events.contains(&gone));
     let fault = DeviceEvent::Fault { endpoint: ENDPOINT, record: FaultRecord::from(&fault) };
