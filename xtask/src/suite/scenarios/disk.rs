@@ -16,7 +16,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     guests: NEWEST_FIRST,
     arch: Arch::Vtd,
     set: Set { disk_mib: Some(DISK_MIB), ..BARE },
-    limit: Duration::from_secs(300),
+    limit: Duration::from_secs(600),
     play,
 };
 
