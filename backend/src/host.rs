@@ -3,8 +3,8 @@
 use std::fmt;
 use std::io;
 
-use viommu_pasid::Requester;
-use viommu_pgtable::{Mapping, OutOfTables};
+use viommu_pasid::{EndpointId, FirstTable, Requester};
+use viommu_pgtable::{IovaRange, Mapping, OutOfTables};
 
 /// A domain, by the guest's number (virtio 1.4, 5.13.6.3); 0 is nothing special.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,10 +42,67 @@ impl fmt::Debug for DomainId {
 pub enum Target {
     /// Nowhere: every access faults.
     Blocked,
-    /// To the address it names: bypass.
+    /// To the address it names: bypass. Untagged traffic only.
     Identity,
-    /// Through the mappings of a domain.
+    /// Through a domain: its mappings, or the table that is bound to it.
     Domain(DomainId),
+}
+
+/// What the output of a bound table means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Guest-physical addresses (IDENTITY_S2).
+    GuestPhysical,
+    /// Inputs of the mappings of this domain (PARENT): another one, or the bound domain itself.
+    Through(DomainId),
+}
+
+/// The role in which a domain's mappings are about to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// They alone translate the DMA of this requester.
+    Alone(Requester),
+    /// They translate the output of tables that are bound with [`Output::Through`] this domain.
+    SecondLevel,
+}
+
+/// A kind of table that a guest can bind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FirstFormat {
+    /// x86-64, as a VT-d first level: [`FirstTable::Vtd`].
+    VtdFirst,
+    /// Arm, 64-bit stage 1: [`FirstTable::Arm`].
+    ArmStage1,
+}
+
+/// A kind of table that a guest can bind, and how far it reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TableFormat {
+    /// Which.
+    pub format: FirstFormat,
+    /// Widest input, bits.
+    pub input_bits: u8,
+    /// Widest output, bits; a root lies below.
+    pub output_bits: u8,
+    /// Sizes that a leaf can have, one bit each.
+    pub page_size_mask: u64,
+}
+
+/// What can be done for one endpoint; fixed once it is there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EndpointCapabilities {
+    /// Width of its PASIDs, bits, at most 20; 0 if it has none.
+    pub pasid_bits: u8,
+    /// Each of its PASIDs may have another second level (VT-d). Otherwise all of its traffic that
+    /// goes through a second level goes through the same one, and a domain that is nobody's parent
+    /// is a first level (SMMU).
+    pub own_second_level: bool,
+    /// Tables can be bound with [`Output::Through`].
+    pub parent: bool,
+    /// Tables can be bound with [`Output::GuestPhysical`].
+    pub identity: bool,
+    /// Tables that can be bound.
+    pub formats: Vec<TableFormat>,
 }
 
 /// What a backend can do; fixed when it is made.
@@ -93,14 +150,58 @@ pub trait HostIommu: Send {
     /// What this backend can do; the same at every call.
     fn capabilities(&self) -> Capabilities;
 
+    /// What it can do for `endpoint`; the same at every call. An endpoint that it does not know has
+    /// the default: nothing beyond mappings.
+    fn endpoint_capabilities(&self, endpoint: EndpointId) -> EndpointCapabilities;
+
     /// Makes an empty domain. The caller makes no domain twice.
     ///
     /// # Errors
     /// [`HostError::OutOfTables`] or what the host says.
     fn create_domain(&mut self, domain: DomainId) -> Result<(), HostError>;
 
-    /// Ends a domain that nothing is attached to; its mappings go with it. Withdraws.
+    /// Ends a domain that nothing is attached to and no table goes through; its mappings and its
+    /// bound table go with it. Withdraws.
     fn destroy_domain(&mut self, domain: DomainId);
+
+    /// Gets a domain ready for a role: before it is attached, or named as a parent, for the first
+    /// time there. `mappings` yields what it holds, in any order; a host that holds it in the form
+    /// which that role needs asks for none, and this is O(1). Idempotent; what was made ready stays
+    /// so until the domain ends, whether or not it is attached.
+    ///
+    /// # Errors
+    /// [`HostError`]; the domain is used as before.
+    fn prepare(
+        &mut self,
+        domain: DomainId,
+        role: Role,
+        mappings: &mut dyn Iterator<Item = Mapping>,
+    ) -> Result<(), HostError>;
+
+    /// Binds a table of the guest's to a domain that has none: what is attached to the domain goes
+    /// through the table, then where `output` says. The parent is [prepared](Self::prepare) as
+    /// [`Role::SecondLevel`]; a domain whose output is not through itself has no mappings and is
+    /// given none. Withdraws what went through the domain's mappings alone.
+    ///
+    /// # Errors
+    /// [`HostError`]; the domain is not bound then.
+    fn bind(
+        &mut self,
+        domain: DomainId,
+        table: &FirstTable,
+        output: Output,
+    ) -> Result<(), HostError>;
+
+    /// Takes the bound table away; what is attached to the domain goes through its mappings alone.
+    /// Only a domain whose output is through itself is unbound while something is attached. Withdraws.
+    ///
+    /// # Errors
+    /// [`HostError`]; the table is bound still. A domain that nothing is attached to cannot fail.
+    fn unbind(&mut self, domain: DomainId) -> Result<(), HostError>;
+
+    /// Withdraws what is remembered of the table that is bound to `domain`, for inputs in `range`, or
+    /// all of it: the guest has changed it.
+    fn invalidate(&mut self, domain: DomainId, range: Option<IovaRange>);
 
     /// Sends the DMA of `requester` to `target`, atomically replacing where it went before: a DMA sees
     /// the old or the new, never neither. Withdraws the old.
@@ -109,7 +210,7 @@ pub trait HostIommu: Send {
     /// [`HostError`]; the old target stays. [`Target::Blocked`] only withdraws, and cannot fail.
     fn attach(&mut self, requester: Requester, target: Target) -> Result<(), HostError>;
 
-    /// Makes `mapping` usable by all that is attached to `domain`. It overlaps no other mapping, and is
+    /// Makes `mapping` usable by all that is attached to `domain`, and by what is bound through it. It overlaps no other mapping, and is
     /// aligned to the granule and within [`Capabilities`].
     ///
     /// # Errors

@@ -11,6 +11,9 @@ mod host;
 mod recording;
 pub mod software;
 
-pub use host::{Capabilities, DomainId, HostError, HostIommu, Target};
+pub use host::{
+    Capabilities, DomainId, EndpointCapabilities, FirstFormat, HostError, HostIommu, Output, Role,
+    TableFormat, Target,
+};
 pub use recording::{Call, Recording, State};
 pub use software::{DevicePlace, SoftwareConfig, SoftwareError, SoftwareIommu};

@@ -6,10 +6,12 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use viommu_pasid::Requester;
-use viommu_pgtable::{Access, Iova, Mapping, PhysAddr};
+use viommu_pasid::{EndpointId, FirstTable, Requester};
+use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
 
-use crate::{Capabilities, DomainId, HostError, HostIommu, Target};
+use crate::{
+    Capabilities, DomainId, EndpointCapabilities, HostError, HostIommu, Output, Role, Target,
+};
 
 /// One call of [`HostIommu`], as it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +20,14 @@ pub enum Call {
     CreateDomain(DomainId),
     /// [`HostIommu::destroy_domain`].
     DestroyDomain(DomainId),
+    /// [`HostIommu::prepare`]; what it asked the mappings for is not recorded.
+    Prepare(DomainId, Role),
+    /// [`HostIommu::bind`].
+    Bind(DomainId, FirstTable, Output),
+    /// [`HostIommu::unbind`].
+    Unbind(DomainId),
+    /// [`HostIommu::invalidate`].
+    Invalidate(DomainId, Option<IovaRange>),
     /// [`HostIommu::attach`].
     Attach(Requester, Target),
     /// [`HostIommu::map`].
@@ -41,6 +51,8 @@ pub enum Call {
 pub struct State {
     /// The mappings of each domain, by first IOVA.
     pub domains: BTreeMap<DomainId, BTreeMap<Iova, Mapping>>,
+    /// The tables that are bound, and where their output goes.
+    pub bound: BTreeMap<DomainId, (FirstTable, Output)>,
     /// Where each requester goes; one that is missing is blocked.
     pub targets: BTreeMap<Requester, Target>,
     /// Whose accesses wait.
@@ -48,12 +60,14 @@ pub struct State {
 }
 
 impl State {
-    /// Where an access of one byte leads, or `None` if it is refused.
+    /// Where an access of one byte leads, or `None` if it is refused, or if it goes through a bound
+    /// table: the guest's memory is not known here.
     #[must_use]
     pub fn translate(&self, requester: Requester, iova: Iova, access: Access) -> Option<PhysAddr> {
         match self.targets.get(&requester)? {
             Target::Blocked => None,
             Target::Identity => Some(PhysAddr::new(iova.raw())),
+            Target::Domain(domain) if self.bound.contains_key(domain) => None,
             Target::Domain(domain) => {
                 let (_, mapping) = self.domains.get(domain)?.range(..=iova).next_back()?;
                 let usable = mapping.iova().contains(iova) && mapping.access().permits(access);
@@ -68,6 +82,7 @@ impl State {
 #[derive(Debug)]
 pub struct Recording {
     capabilities: Capabilities,
+    endpoints: BTreeMap<EndpointId, EndpointCapabilities>,
     state: State,
     calls: Vec<Call>,
     fail_after: Option<u64>,
@@ -77,9 +92,19 @@ impl Recording {
     /// A backend without domains that never fails.
     #[must_use]
     pub const fn new(capabilities: Capabilities) -> Self {
-        let state =
-            State { domains: BTreeMap::new(), targets: BTreeMap::new(), parked: Vec::new() };
-        Self { capabilities, state, calls: Vec::new(), fail_after: None }
+        let state = State {
+            domains: BTreeMap::new(),
+            bound: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            parked: Vec::new(),
+        };
+        let endpoints = BTreeMap::new();
+        Self { capabilities, endpoints, state, calls: Vec::new(), fail_after: None }
+    }
+
+    /// Says what it can do for an endpoint from now on.
+    pub fn offer(&mut self, endpoint: EndpointId, capabilities: EndpointCapabilities) {
+        self.endpoints.insert(endpoint, capabilities);
     }
 
     /// Lets `successes` fallible calls pass, then fails one, once.
@@ -130,6 +155,10 @@ impl HostIommu for Recording {
         self.capabilities
     }
 
+    fn endpoint_capabilities(&self, endpoint: EndpointId) -> EndpointCapabilities {
+        self.endpoints.get(&endpoint).cloned().unwrap_or_default()
+    }
+
     fn create_domain(&mut self, domain: DomainId) -> Result<(), HostError> {
         self.may_fail("create_domain")?;
         self.calls.push(Call::CreateDomain(domain));
@@ -141,8 +170,52 @@ impl HostIommu for Recording {
     fn destroy_domain(&mut self, domain: DomainId) {
         let attached = self.state.targets.values().any(|target| *target == Target::Domain(domain));
         debug_assert!(!attached, "domain {domain} ended while attached");
+        let parent = self
+            .state
+            .bound
+            .iter()
+            .any(|(child, (_, output))| *child != domain && *output == Output::Through(domain));
+        debug_assert!(!parent, "domain {domain} ended while tables go through it");
         self.calls.push(Call::DestroyDomain(domain));
         self.state.domains.remove(&domain);
+        self.state.bound.remove(&domain);
+    }
+
+    fn prepare(
+        &mut self,
+        domain: DomainId,
+        role: Role,
+        _: &mut dyn Iterator<Item = Mapping>,
+    ) -> Result<(), HostError> {
+        self.may_fail("prepare")?;
+        self.calls.push(Call::Prepare(domain, role));
+        Ok(())
+    }
+
+    fn bind(
+        &mut self,
+        domain: DomainId,
+        table: &FirstTable,
+        output: Output,
+    ) -> Result<(), HostError> {
+        self.may_fail("bind")?;
+        self.calls.push(Call::Bind(domain, *table, output));
+        let before = self.state.bound.insert(domain, (*table, output));
+        debug_assert_eq!(before, None, "domain {domain} bound twice");
+        Ok(())
+    }
+
+    fn unbind(&mut self, domain: DomainId) -> Result<(), HostError> {
+        if self.state.targets.values().any(|target| *target == Target::Domain(domain)) {
+            self.may_fail("unbind")?;
+        }
+        self.calls.push(Call::Unbind(domain));
+        self.state.bound.remove(&domain);
+        Ok(())
+    }
+
+    fn invalidate(&mut self, domain: DomainId, range: Option<IovaRange>) {
+        self.calls.push(Call::Invalidate(domain, range));
     }
 
     fn attach(&mut self, requester: Requester, target: Target) -> Result<(), HostError> {

@@ -11,10 +11,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use viommu_iotlb::{DeviceEvent, Hub, State, Withdrawn};
-use viommu_pasid::{EndpointId, Memories, Requester, SetError, Structures, lookup};
-use viommu_pgtable::{Access, Iova, MapError, Mapping, PhysAddr, TableMemory};
+use viommu_pasid::{EndpointId, FirstTable, Memories, Requester, SetError, Structures, lookup};
+use viommu_pgtable::{Access, Iova, IovaRange, MapError, Mapping, PhysAddr, TableMemory};
 
-use crate::{Capabilities, DomainId, HostError, HostIommu, Target};
+use crate::{
+    Capabilities, DomainId, EndpointCapabilities, HostError, HostIommu, Output, Role, Target,
+};
 use budget::Budget;
 pub use config::{DevicePlace, SoftwareConfig, SoftwareError};
 use layout::{DomainTable, Layout, Lead, LeadError};
@@ -181,6 +183,8 @@ impl SoftwareIommu {
 
 /// What a caller that names a domain which it has not made is told.
 const NO_DOMAIN: HostError = HostError::Unsupported("no such domain");
+/// What it offers no endpoint.
+const NO_BINDING: HostError = HostError::Unsupported("no tables can be bound");
 
 impl AsFd for SoftwareIommu {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -214,6 +218,10 @@ impl HostIommu for SoftwareIommu {
         self.capabilities
     }
 
+    fn endpoint_capabilities(&self, _: EndpointId) -> EndpointCapabilities {
+        EndpointCapabilities::default()
+    }
+
     fn create_domain(&mut self, domain: DomainId) -> Result<(), HostError> {
         let table = self.layout.new_table(&mut Budget(self.hub.region_mut()))?;
         let tag = self.take_tag();
@@ -226,6 +234,28 @@ impl HostIommu for SoftwareIommu {
             domain.table.destroy(self.hub.region_mut());
         }
     }
+
+    fn prepare(
+        &mut self,
+        _: DomainId,
+        role: Role,
+        _: &mut dyn Iterator<Item = Mapping>,
+    ) -> Result<(), HostError> {
+        match role {
+            Role::Alone(_) => Ok(()),
+            Role::SecondLevel => Err(NO_BINDING),
+        }
+    }
+
+    fn bind(&mut self, _: DomainId, _: &FirstTable, _: Output) -> Result<(), HostError> {
+        Err(NO_BINDING)
+    }
+
+    fn unbind(&mut self, _: DomainId) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    fn invalidate(&mut self, _: DomainId, _: Option<IovaRange>) {}
 
     fn attach(&mut self, requester: Requester, target: Target) -> Result<(), HostError> {
         self.lead(requester, target)?;
