@@ -1,7 +1,6 @@
 //! A device process: translations out of the shared memory, in this process or in one of its own.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use viommu_iotlb::{AccessFault, Device, FaultClass, FaultRecord, Guard, Reader};
@@ -105,7 +104,7 @@ impl Drop for Holder {
 #[test]
 fn hold_a_guard_if_told_to() {
     let Some(path) = std::env::var_os(HOLDER) else { return };
-    let device = Device::connect(Path::new(&path)).unwrap();
+    let device = Device::connect(&path).unwrap();
     let reader = device.reader().unwrap();
     let _guard = reader.enter().unwrap();
     println!("holding");

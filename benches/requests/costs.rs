@@ -1,0 +1,232 @@
+//! The cost of MAP and UNMAP by batch, number of mappings, placement and the daemon's way to wait.
+
+use crate::cpu::{Places, pin, used_ns};
+use crate::driver::{Driver, Expected, MAX_BATCH, Sent, Wait};
+use crate::figures::{count, head, median, row};
+use crate::support::daemon::Daemon;
+use crate::support::guest::{ENDPOINT, EVENT_QUEUE_AT, QUEUE_SIZE, REQUEST_QUEUE_AT};
+use crate::support::queue::Queue;
+use crate::support::vmm::{EVENT, LINUX_FEATURES, REQUEST, Vmm};
+use crate::support::wire::attach;
+use crate::work::{DOMAIN, Work, map_page, unknown, unmap_page};
+
+/// Pages that are unmapped before they are mapped again, at most half of all.
+const LONGEST_RUN: usize = 8192;
+
+/// Batches of requests that do nothing.
+const EMPTY_ROUNDS: usize = 1001;
+
+/// How long the polling daemon looks for more before it sleeps, microseconds.
+const POLL_US: &str = "200";
+
+/// Options of every daemon here: room for all mappings, and no line for each request.
+const OPTIONS: [&str; 4] = ["--log-level", "info", "--max-mappings", "2097152"];
+
+/// How much is measured.
+#[derive(Debug)]
+pub(crate) struct Scope {
+    live: &'static [usize],
+    /// Requests of each kind in a measurement of batches of [`MAX_BATCH`].
+    batched: usize,
+    /// The same for batches of one.
+    single: usize,
+}
+
+impl Scope {
+    /// The whole, or, with `--quick`, or without cargo's `--bench`, a part.
+    pub(crate) fn from_arguments(arguments: impl Iterator<Item = String>) -> Self {
+        let arguments: Vec<_> = arguments.collect();
+        let told = |name: &str| arguments.iter().any(|argument| argument == name);
+        if told("--bench") && !told("--quick") {
+            Self { live: &[1 << 10, 16 << 10, 128 << 10, 1 << 20], batched: 1 << 17, single: 4000 }
+        } else {
+            Self { live: &[1 << 10, 16 << 10], batched: 1 << 12, single: 200 }
+        }
+    }
+}
+
+/// Prints the tables.
+pub(crate) fn print(scope: &Scope) {
+    for places in Places::all() {
+        for polls in [false, true] {
+            print_table(scope, places, polls);
+        }
+    }
+}
+
+fn print_table(scope: &Scope, places: Places, polls: bool) {
+    let on = if places.is_one() { "one CPU" } else { "two CPUs" };
+    let waits = if polls { format!("polls (`--poll-us {POLL_US}`)") } else { "sleeps".to_owned() };
+    println!("\nDriver and daemon on {on}; the daemon {waits}. Nanoseconds for each request:");
+    let columns = [
+        "live",
+        "batch",
+        "empty round trip",
+        "empty request",
+        "MAP gross",
+        "MAP net",
+        "UNMAP gross",
+        "UNMAP net",
+        "daemon MAP",
+        "daemon UNMAP",
+        "kicks",
+    ];
+    head(&columns, 0);
+    for &live in scope.live {
+        let mut bench = Bench::start(places, polls, live);
+        for (batch, requests) in [(MAX_BATCH, scope.batched), (1, scope.single)] {
+            bench.measure(batch, requests).print(live, batch, polls);
+        }
+    }
+}
+
+/// A daemon, a driver that talks to it, and what is mapped.
+struct Bench {
+    daemon: Daemon,
+    /// Holds the connection.
+    _vmm: Vmm,
+    driver: Driver,
+    polls: bool,
+    work: Work,
+}
+
+/// Nanoseconds.
+struct Costs {
+    empty_round_trip: u64,
+    /// For each request of a batch of empty ones.
+    empty: u64,
+    map: Kind,
+    unmap: Kind,
+    /// Batches that the daemon wanted a kick for, of all.
+    kicked: (usize, usize),
+}
+
+/// For each request of one kind, nanoseconds.
+struct Kind {
+    gross: u64,
+    daemon: u64,
+}
+
+impl Bench {
+    /// A daemon with `live` mappings, made in random order.
+    fn start(places: Places, polls: bool, live: usize) -> Self {
+        let mut options = OPTIONS.to_vec();
+        if polls {
+            options.extend(["--poll-us", POLL_US]);
+        }
+        let daemon = Daemon::with(&options);
+        pin(Some(daemon.pid()), places.daemon);
+        pin(None, places.driver);
+        let mut vmm = Vmm::connect(&daemon);
+        let ram = vmm.memory.ram.clone();
+        let requests = Queue::new(&ram, REQUEST_QUEUE_AT, QUEUE_SIZE);
+        let events = Queue::new(&ram, EVENT_QUEUE_AT, QUEUE_SIZE);
+        vmm.begin(LINUX_FEATURES);
+        vmm.start(REQUEST, &requests, 0).unwrap();
+        vmm.start(EVENT, &events, 0).unwrap();
+        let wait = if places.is_one() { Wait::Sleep } else { Wait::Look };
+        let kick = |queue: &Queue| queue.kick.write(1).unwrap();
+        let mut driver = Driver::new(ram, requests, wait, Box::new(kick));
+        driver.send(&[attach(DOMAIN, ENDPOINT, 0)], Expected::Ok);
+        let work = Work::new(live);
+        for pages in work.all().chunks(MAX_BATCH) {
+            driver.send(&requests_for(pages, map_page), Expected::Ok);
+        }
+        Self { daemon, _vmm: vmm, driver, polls, work }
+    }
+
+    /// Unmaps and maps again `requests` pages in batches of `batch`.
+    fn measure(&mut self, batch: usize, requests: usize) -> Costs {
+        let pages = (self.work.all().len() / 2).min(LONGEST_RUN);
+        let (mut maps, mut unmaps) = (Run::default(), Run::default());
+        for _ in 0..requests.div_ceil(pages) {
+            let pages = self.work.take(pages.min(requests));
+            unmaps.add(self.run(&pages, batch, unmap_page));
+            maps.add(self.run(&pages, batch, map_page));
+        }
+        let kicked = (maps.kicked + unmaps.kicked, maps.took.len() + unmaps.took.len());
+        let empty_round_trip = self.empty(1);
+        let empty = self.empty(batch) / batch as u64;
+        Costs { empty_round_trip, empty, map: maps.each(batch), unmap: unmaps.each(batch), kicked }
+    }
+
+    /// Sends one request for each page.
+    fn run(&mut self, pages: &[u64], batch: usize, request: fn(u64) -> Vec<u8>) -> Run {
+        let before = used_ns(self.daemon.pid());
+        let mut run = Run { requests: pages.len() as u64, ..Run::default() };
+        for pages in pages.chunks(batch) {
+            let sent = self.send(&requests_for(pages, request), Expected::Ok);
+            run.took.push(sent.took_ns);
+            run.kicked += usize::from(sent.kicked);
+        }
+        run.daemon_ns = used_ns(self.daemon.pid()) - before;
+        run
+    }
+
+    /// Sends a batch to a daemon that is asleep, or looks.
+    fn send(&mut self, requests: &[Vec<u8>], expected: Expected) -> Sent {
+        if !self.polls {
+            self.driver.let_sleep();
+        }
+        self.driver.send(requests, expected)
+    }
+
+    /// The time of a batch of requests that do nothing.
+    fn empty(&mut self, batch: usize) -> u64 {
+        let requests = vec![unknown(); batch];
+        let took = |_| self.send(&requests, Expected::Untouched).took_ns;
+        median((0..EMPTY_ROUNDS).map(took).collect())
+    }
+}
+
+fn requests_for(pages: &[u64], request: fn(u64) -> Vec<u8>) -> Vec<Vec<u8>> {
+    pages.iter().map(|page| request(*page)).collect()
+}
+
+/// Batches of one kind.
+#[derive(Default)]
+struct Run {
+    took: Vec<u64>,
+    kicked: usize,
+    requests: u64,
+    daemon_ns: u64,
+}
+
+impl Run {
+    fn add(&mut self, more: Self) {
+        self.took.extend(more.took);
+        self.kicked += more.kicked;
+        self.requests += more.requests;
+        self.daemon_ns += more.daemon_ns;
+    }
+
+    fn each(self, batch: usize) -> Kind {
+        let daemon = self.daemon_ns / self.requests;
+        Kind { gross: median(self.took) / batch as u64, daemon }
+    }
+}
+
+impl Costs {
+    fn print(&self, live: usize, batch: usize, polls: bool) {
+        let net = |kind: &Kind| {
+            let share = self.empty_round_trip / batch as u64;
+            (i128::from(kind.gross) - i128::from(share)).to_string()
+        };
+        // one that looks all the time uses all the time
+        let daemon = |kind: &Kind| if polls { "-".to_owned() } else { kind.daemon.to_string() };
+        let (kicked, batches) = self.kicked;
+        row(&[
+            count(live),
+            batch.to_string(),
+            self.empty_round_trip.to_string(),
+            self.empty.to_string(),
+            self.map.gross.to_string(),
+            net(&self.map),
+            self.unmap.gross.to_string(),
+            net(&self.unmap),
+            daemon(&self.map),
+            daemon(&self.unmap),
+            format!("{} %", 100 * kicked / batches),
+        ]);
+    }
+}
