@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use viommu_pasid::{EndpointId, FirstTable, Requester};
-use viommu_pgtable::{IovaRange, Mapping, OutOfTables};
+use viommu_pgtable::{IovaRange, Mapping, OutOfTables, PhysAddr};
 
 /// A domain, by the guest's number (virtio 1.4, 5.13.6.3); 0 is nothing special.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,6 +89,19 @@ pub struct TableFormat {
     pub page_size_mask: u64,
 }
 
+/// A piece of the guest's memory: where the guest has it, and the file that holds it.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryRegion<'a> {
+    /// Where it starts for the guest.
+    pub gpa: PhysAddr,
+    /// Its length, bytes.
+    pub bytes: u64,
+    /// The file; a memfd, as a rule.
+    pub file: BorrowedFd<'a>,
+    /// Where it starts in the file, bytes.
+    pub offset: u64,
+}
+
 /// What can be done for one endpoint; fixed once it is there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EndpointCapabilities {
@@ -153,6 +167,17 @@ pub trait HostIommu: Send {
     /// What it can do for `endpoint`; the same at every call. An endpoint that it does not know has
     /// the default: nothing beyond mappings.
     fn endpoint_capabilities(&self, endpoint: EndpointId) -> EndpointCapabilities;
+
+    /// The guest's memory is now `regions`, which do not overlap. A host that maps memory itself takes
+    /// what is gone out of use at once, and maps it again where it comes back; one that only translates
+    /// needs nothing, which is the default.
+    ///
+    /// # Errors
+    /// [`HostError`]; the memory of before stays. No regions at all cannot fail.
+    fn set_memory(&mut self, regions: &[MemoryRegion<'_>]) -> Result<(), HostError> {
+        let _ = regions;
+        Ok(())
+    }
 
     /// Makes an empty domain. The caller makes no domain twice.
     ///

@@ -8,12 +8,14 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
 
 mod host;
+mod mixed;
 mod recording;
 pub mod software;
 
 pub use host::{
-    Capabilities, DomainId, EndpointCapabilities, FirstFormat, HostError, HostIommu, Output, Role,
-    TableFormat, Target,
+    Capabilities, DomainId, EndpointCapabilities, FirstFormat, HostError, HostIommu, MemoryRegion,
+    Output, Role, TableFormat, Target,
 };
+pub use mixed::Mixed;
 pub use recording::{Call, Recording, State};
 pub use software::{DevicePlace, SoftwareConfig, SoftwareError, SoftwareIommu};
