@@ -100,7 +100,8 @@ impl<H: HostIommu> VhostUserBackendReqHandlerMut for Device<H> {
         _postcopy: Option<bool>,
     ) -> Result<NoBases> {
         let ram = self.tolerate(GuestRam::new(regions, files))?;
-        self.replace_ram(ram);
+        let done = self.replace_ram(ram);
+        self.tolerate(done)?;
         Ok(None)
     }
 
@@ -240,13 +241,15 @@ impl<H: HostIommu> VhostUserBackendReqHandlerMut for Device<H> {
         _postcopy: Option<bool>,
     ) -> Result<Option<u64>> {
         let ram = self.tolerate(self.ram.with(region, file))?;
-        self.replace_ram(ram);
+        let done = self.replace_ram(ram);
+        self.tolerate(done)?;
         Ok(None)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
         let ram = self.tolerate(self.ram.without(region))?;
-        self.replace_ram(ram);
+        let done = self.replace_ram(ram);
+        self.tolerate(done)?;
         Ok(())
     }
 

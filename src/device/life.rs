@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 
-use viommu_backend::HostIommu;
+use viommu_backend::{HostError, HostIommu};
 
 use super::features::Negotiated;
 use super::memory::GuestRam;
@@ -85,13 +85,18 @@ impl<H: HostIommu> Device<H> {
     }
 
     /// The memory table is another one. What was in use by the old one is out of use when this returns.
-    pub(super) fn replace_ram(&mut self, ram: GuestRam) {
+    ///
+    /// # Errors
+    /// The host cannot use that memory; the old table stays.
+    pub(super) fn replace_ram(&mut self, ram: GuestRam) -> Result<(), HostError> {
+        self.host.set_memory(&ram.regions().collect::<Vec<_>>())?;
         self.ram = ram;
         self.place(Queue::Request);
         self.place(Queue::Event);
         self.host.withdraw_all();
         self.host.sync();
         self.start_ready();
+        Ok(())
     }
 
     /// Stops a ring; with the last one the endpoints are parked. Returns where the ring stopped.
@@ -127,6 +132,9 @@ impl<H: HostIommu> Device<H> {
         self.negotiated = Negotiated::default();
         self.iommu.front_end_gone(&mut self.host);
         self.settle_host();
+        if let Err(error) = self.host.set_memory(&[]) {
+            log::error!("the guest's memory is in use still: {error}");
+        }
     }
 
     /// The request ring starts: what for?

@@ -1,12 +1,15 @@
 //! The guest's memory as the front-end describes it.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 
 use vhost::vhost_user::message::VhostUserMemoryRegion;
+use viommu_backend::MemoryRegion;
+use viommu_pgtable::PhysAddr;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionCollectionError, GuestRegionMmap,
-    MmapRegion,
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionCollectionError, GuestRegionMmap, MmapRegion,
 };
 
 /// Most regions that a table holds; as many descriptors as one message can bring.
@@ -124,6 +127,19 @@ impl GuestRam {
         &self.mapped
     }
 
+    /// The regions and the files that hold them.
+    pub(super) fn regions(&self) -> impl Iterator<Item = MemoryRegion<'_>> {
+        self.mapped.iter().filter_map(|region| {
+            let file = region.file_offset()?;
+            Some(MemoryRegion {
+                gpa: PhysAddr::new(region.start_addr().raw_value()),
+                bytes: region.len(),
+                file: file.file().as_fd(),
+                offset: file.start(),
+            })
+        })
+    }
+
     /// The guest-physical address of what lies at `user` in the front-end; `None` outside all regions.
     pub(super) fn guest_address(&self, user: u64) -> Option<GuestAddress> {
         self.placements.iter().find_map(|place| {
@@ -159,7 +175,6 @@ fn reaches(file: &FileOffset, size: u64) -> Result<(), MmapRegionError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::GuestMemoryBackend;
 
     const USER: u64 = 0x7f00_0000_0000;
 
