@@ -10,6 +10,9 @@ use super::support::rig::{Daemon, RAM, RAM_BYTES, Served, Vmm};
 
 const PAGE: u64 = 4096;
 
+/// One for the copy, one for each of eight queues.
+const VECTORS: u32 = 9;
+
 const BUSY: u32 = 1;
 const DONE: u32 = 2;
 const FAULT: u32 = 4;
@@ -29,15 +32,15 @@ struct Rig {
 impl Rig {
     fn direct() -> Self {
         let dma = Arc::new(DmaPort::connect(None).unwrap());
-        let served = Served::new(super::function(dma).unwrap(), 1);
-        let vmm = Vmm::new(&served, 1);
+        let served = Served::new(super::device::function(dma).unwrap(), 1);
+        let vmm = Vmm::new(&served, VECTORS);
         Self { served, vmm }
     }
 
     fn behind(daemon: &Daemon, socket: &Path) -> Self {
         let dma = Arc::new(DmaPort::connect(Some(socket)).unwrap());
-        let served = Served::new(super::function(dma).unwrap(), 1);
-        let vmm = Vmm::behind(daemon, &served, 1);
+        let served = Served::new(super::device::function(dma).unwrap(), 1);
+        let vmm = Vmm::behind(daemon, &served, VECTORS);
         Self { served, vmm }
     }
 
@@ -184,5 +187,140 @@ fn without_its_daemon_a_copy_fails_and_says_why() {
     assert!(failed);
     assert_eq!(rig.fault(), (RAM, NO_IOMMU, 0));
     assert_eq!(rig.copy(RAM, RAM + PAGE, 16), FAULT);
+    rig.end();
+}
+
+/// A descriptor of a work queue, and what it is to come to.
+struct Work {
+    operation: u8,
+    source: u64,
+    destination: u64,
+    bytes: u32,
+}
+
+/// RESULT, INFO, BYTES and FAULT_ADDR.
+type Outcome = (u32, u32, u64, u64);
+
+const COPY: u8 = 1;
+const FILL: u8 = 2;
+const COMPARE: u8 = 3;
+
+impl Rig {
+    fn queue_register(&mut self, queue: u64, register: u64) -> u32 {
+        let bytes = self.vmm.read_bar(0x100 + 0x40 * queue + register, 4);
+        u32::from_le_bytes(bytes.try_into().unwrap())
+    }
+
+    fn set_queue_register(&mut self, queue: u64, register: u64, value: u32) {
+        self.vmm.write_bar(0x100 + 0x40 * queue + register, &value.to_le_bytes());
+    }
+
+    /// Puts work at place `slot` of a ring, with an interrupt at its end.
+    fn put(&mut self, queue: u64, slot: u32, work: &Work) {
+        let mut raw = vec![work.operation, 1, 0, 0];
+        raw.extend(work.bytes.to_le_bytes());
+        raw.extend([work.source, work.destination].into_iter().flat_map(u64::to_le_bytes));
+        raw.extend(*b"pattern.");
+        self.vmm.write_bar(0x1000 + 0x800 * queue + 64 * u64::from(slot), &raw);
+    }
+
+    fn outcome(&mut self, queue: u64, slot: u32) -> Outcome {
+        let raw = self.vmm.read_bar(0x1000 + 0x800 * queue + 64 * u64::from(slot) + 0x20, 0x18);
+        let word = |at: usize| u32::from_le_bytes(raw[at..at + 4].try_into().unwrap());
+        let long = |at: usize| u64::from_le_bytes(raw[at..at + 8].try_into().unwrap());
+        (word(0), word(4), long(8), long(16))
+    }
+
+    /// Enables a queue, which is off, and has it do `work` at place 0.
+    fn work(&mut self, queue: u64, pasid: u32, work: &Work) -> Outcome {
+        self.set_queue_register(queue, 0x00, pasid);
+        self.set_queue_register(queue, 0x04, 1);
+        assert_eq!((self.queue_register(queue, 4), self.queue_register(queue, 0x10)), (1, 0));
+        self.put(queue, 0, work);
+        self.set_queue_register(queue, 0x08, 1);
+        self.vmm.wait(1 + usize::try_from(queue).unwrap());
+        self.set_queue_register(queue, 0x04, 0);
+        self.outcome(queue, 0)
+    }
+}
+
+#[test]
+fn a_work_queue_copies_fills_and_compares_and_interrupts_with_its_own_vector() {
+    let mut rig = Rig::direct();
+    rig.vmm.write_ram(RAM, &pattern(0x3000));
+    let copy = Work { operation: COPY, source: RAM, destination: RAM + 0x10_0000, bytes: 0x3000 };
+    assert_eq!(rig.work(0, 0, &copy), (1, 0, 0x3000, 0));
+    assert_eq!(rig.vmm.read_ram(RAM + 0x10_0000, 0x3000), pattern(0x3000));
+    let compare = Work { operation: COMPARE, ..copy };
+    assert_eq!(rig.work(7, 0, &compare), (1, 0, 0x3000, 0));
+    rig.vmm.write_ram(RAM + 0x1234, b"!");
+    assert_eq!(rig.work(7, 0, &compare), (3, 0, 0x1234, 0));
+    let fill = Work { operation: FILL, source: 0, destination: RAM + 4, bytes: 10 };
+    assert_eq!(rig.work(3, 0, &fill), (1, 0, 10, 0));
+    assert_eq!(rig.vmm.read_ram(RAM + 4, 11), b"pattern.pa\x0e");
+    let impossible = Work { operation: 9, ..fill };
+    assert_eq!(rig.work(3, 0, &impossible), (4, 0, 0, 0));
+    rig.end();
+}
+
+#[test]
+fn a_fault_ends_its_descriptor_and_the_queue_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = Daemon::new(&socket(&folder));
+    let mut rig = Rig::behind(&daemon, &socket(&folder));
+    let (hole, target) = (RAM + 3 * PAGE, RAM + 0x10_0000);
+    daemon.unmap(hole, rig.vmm.gpa(hole), PAGE);
+    rig.set_queue_register(1, 0x04, 1);
+    let works = [
+        Work { operation: COPY, source: hole - 0x30, destination: target, bytes: 0x100 },
+        Work { operation: FILL, source: 0, destination: hole - 0x10, bytes: 0x20 },
+        Work { operation: COMPARE, source: RAM, destination: hole, bytes: 1 },
+        Work { operation: FILL, source: 0, destination: target, bytes: 0x100 },
+    ];
+    for (slot, work) in (0..).zip(&works) {
+        rig.put(1, slot, work);
+    }
+    rig.set_queue_register(1, 0x08, 4);
+    while rig.queue_register(1, 0x0c) != 4 {
+        rig.vmm.wait(2);
+    }
+    assert_eq!(rig.outcome(1, 0), (2, 0, 0x30, hole));
+    assert_eq!(rig.outcome(1, 1), (2, 1, 0x10, hole));
+    assert_eq!(rig.outcome(1, 2), (2, 0, 0, hole));
+    assert_eq!(rig.outcome(1, 3), (1, 0, 0x100, 0));
+    let faults = [Access::READ, Access::WRITE, Access::READ].map(|access| (hole, access));
+    assert_eq!([daemon.fault(), daemon.fault(), daemon.fault()], faults);
+    rig.end();
+}
+
+#[test]
+fn without_an_iommu_there_are_no_pasids_to_tag_with() {
+    let mut rig = Rig::direct();
+    assert_eq!(rig.vmm.read_config(0x100, 4), [0; 4]);
+    rig.set_queue_register(2, 0x00, 1 << 31 | 5);
+    rig.set_queue_register(2, 0x04, 1);
+    assert_eq!((rig.queue_register(2, 0x04), rig.queue_register(2, 0x10)), (0, 1));
+    rig.end();
+}
+
+#[test]
+fn a_queue_that_is_disabled_or_reset_leaves_the_descriptor_it_was_at() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = Daemon::new(&socket(&folder));
+    let mut rig = Rig::behind(&daemon, &socket(&folder));
+    let work = Work { operation: FILL, source: 0, destination: RAM, bytes: 8 };
+    daemon.park();
+    rig.set_queue_register(0, 0x04, 1);
+    rig.put(0, 0, &work);
+    rig.set_queue_register(0, 0x08, 1);
+    rig.set_queue_register(0, 0x04, 0);
+    assert_eq!((rig.queue_register(0, 0x04), rig.queue_register(0, 0x0c)), (0, 0));
+    assert_eq!(rig.outcome(0, 0), (0, 0, 0, 0));
+    rig.set_queue_register(0, 0x04, 1);
+    rig.set_queue_register(0, 0x08, 1);
+    rig.vmm.reset_function();
+    assert_eq!((rig.queue_register(0, 0x04), rig.queue_register(0, 0x08)), (0, 0));
+    daemon.resume();
+    assert_eq!(rig.work(0, 0, &work), (1, 0, 8, 0));
     rig.end();
 }

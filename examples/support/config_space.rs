@@ -7,6 +7,9 @@ pub(crate) const CONFIG_BYTES: u16 = 4096;
 /// The capability list lives in the first of these.
 const CONVENTIONAL_BYTES: usize = 256;
 
+/// Version of each extended capability that a function here has.
+const EXTENDED_VERSION: u16 = 1;
+
 /// BARs of a type 0 header.
 const BARS: u8 = 6;
 /// The smallest memory BAR (PCI 3.0, 6.2.5.1).
@@ -67,6 +70,20 @@ pub(crate) enum LayoutError {
         /// Its size, header included.
         bytes: usize,
     },
+    /// The configuration space has no room for another extended capability.
+    #[error("no room for an extended capability of {bytes} bytes at {at:#x}")]
+    ExtendedCapabilitiesFull {
+        /// Where it would have begun.
+        at: usize,
+        /// Its size, header included.
+        bytes: usize,
+    },
+    /// PCI Express has no PASIDs of that width.
+    #[error("PASIDs of {bits} bits: 1 to 20 are possible")]
+    PasidBits {
+        /// The width asked for.
+        bits: u8,
+    },
     /// No vectors, or more than the pending bits show.
     #[error("{vectors} MSI-X vectors: 1 to {most} are possible")]
     Vectors {
@@ -89,6 +106,9 @@ pub(crate) struct ConfigSpace {
     next_capability: usize,
     /// The byte that points to the next capability to be added.
     link: usize,
+    next_extended: usize,
+    /// The header of the last extended capability, which leads to the next one.
+    last_extended: Option<usize>,
 }
 
 impl ConfigSpace {
@@ -101,6 +121,8 @@ impl ConfigSpace {
             power_on: vec![0; bytes],
             next_capability: HEADER_BYTES,
             link: CAPABILITIES,
+            next_extended: CONVENTIONAL_BYTES,
+            last_extended: None,
         };
         let class = identity.class << 8 | u32::from(identity.revision);
         space.define(VENDOR, &identity.vendor.to_le_bytes(), &[]);
@@ -154,6 +176,34 @@ impl ConfigSpace {
         self.define(at + 2, body, writable);
         self.link = at + 1;
         self.next_capability = end.next_multiple_of(4);
+        Ok(at)
+    }
+
+    /// Adds an extended capability at the end of their list (PCIe 6.0, 7.6.3): `body` follows its header
+    /// of four bytes, `writable` is as in [`add_capability`](Self::add_capability). Returns its offset.
+    ///
+    /// # Errors
+    /// [`LayoutError::ExtendedCapabilitiesFull`].
+    pub(crate) fn add_extended_capability(
+        &mut self,
+        id: u16,
+        body: &[u8],
+        writable: &[u8],
+    ) -> Result<usize, LayoutError> {
+        let at = self.next_extended;
+        let bytes = body.len() + 4;
+        let full = LayoutError::ExtendedCapabilitiesFull { at, bytes };
+        let end = at.checked_add(bytes).filter(|&end| end <= self.now.len()).ok_or(full)?;
+        let next = u16::try_from(at << 4).map_err(|_| full)?;
+        if let Some(last) = self.last_extended {
+            let version = read_u16(&self.now, last + 2) & 0xf;
+            self.define(last + 2, &(next | version).to_le_bytes(), &[]);
+        }
+        self.define(at, &id.to_le_bytes(), &[]);
+        self.define(at + 2, &EXTENDED_VERSION.to_le_bytes(), &[]);
+        self.define(at + 4, body, writable);
+        self.last_extended = Some(at);
+        self.next_extended = end.next_multiple_of(4);
         Ok(at)
     }
 
@@ -258,6 +308,23 @@ mod tests {
         let full = LayoutError::CapabilitiesFull { at: 0x58, bytes: 0xa9 };
         assert_eq!(space.add_capability(0x09, &[0; 0xa7], &[]), Err(full));
         assert_eq!(space.add_capability(0x09, &[0; 0xa6], &[]), Ok(0x58));
+    }
+
+    #[test]
+    fn extended_capabilities_are_linked_from_256_on_and_bounded_by_the_space() {
+        let mut space = ConfigSpace::new(&IDENTITY);
+        assert_eq!(read(&space, 0x100), 0, "none");
+        assert_eq!(space.add_extended_capability(0x1b, &[2, 1, 0, 0], &[0, 0, 7]), Ok(0x100));
+        assert_eq!(read(&space, 0x100), 0x0001_001b);
+        assert_eq!(space.add_extended_capability(0x0f, &[5; 4], &[]), Ok(0x108));
+        assert_eq!(read(&space, 0x100), 0x1081_001b);
+        assert_eq!((read(&space, 0x108), read(&space, 0x10c)), (0x0001_000f, 0x0505_0505));
+        space.write(0x104, &[0xff; 4]);
+        assert_eq!(read(&space, 0x104), 0x0007_0102);
+        let full = LayoutError::ExtendedCapabilitiesFull { at: 0x110, bytes: 0xef1 };
+        assert_eq!(space.add_extended_capability(0x0b, &[0; 0xeed], &[]), Err(full));
+        assert_eq!(space.add_extended_capability(0x0b, &[0; 0xeec], &[]), Ok(0x110));
+        assert_eq!(read(&space, 0x108), 0x1101_000f);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use viommu_iotlb::{ConnectError, IovaMemory, Reader, Refused};
+use viommu_pasid::Pasid;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions};
 
@@ -73,13 +74,18 @@ impl DmaPort {
         &self.ram
     }
 
-    /// A way for one thread. It is dropped before [`function_reset`](Self::function_reset).
+    /// Width of the PASIDs that the IOMMU tells apart, bits; 0 if there are none.
+    pub(crate) fn pasid_bits(&self) -> u8 {
+        self.iotlb.as_ref().map_or(0, Iotlb::pasid_bits)
+    }
+
+    /// A way for one thread, untagged. It is dropped before [`function_reset`](Self::function_reset).
     ///
     /// # Errors
     /// If the IOMMU has no room for another thread.
     pub(crate) fn channel(&self) -> io::Result<Channel> {
         let reader = self.iotlb.as_ref().map(Iotlb::reader).transpose()?;
-        Ok(Channel { ram: Arc::clone(&self.ram), reader })
+        Ok(Channel { ram: Arc::clone(&self.ram), reader, pasid: None })
     }
 
     /// The function was reset and does no DMA until [`function_started`](Self::function_started).
@@ -104,9 +110,16 @@ impl DmaPort {
 pub(crate) struct Channel {
     ram: Arc<GuestRam>,
     reader: Option<Reader>,
+    /// What its accesses are tagged with.
+    pasid: Option<Pasid>,
 }
 
 impl Channel {
+    /// The same way with another tag, or none. Without an IOMMU a tag changes nothing.
+    pub(crate) fn tagged(self, pasid: Option<Pasid>) -> Self {
+        Self { pasid, ..self }
+    }
+
     /// Lets `work` access memory, for a bounded time; what it was given goes with it. Waits while the
     /// IOMMU lets accesses wait, unless `stop` is raised.
     ///
@@ -126,7 +139,7 @@ impl Channel {
             };
             match reader.try_enter() {
                 Ok(guard) => {
-                    let way = Way::Translated(IovaMemory::new(&guard, None, &*ram));
+                    let way = Way::Translated(IovaMemory::new(&guard, self.pasid, &*ram));
                     return Ok(work(&View { way, generation }));
                 }
                 Err(Refused::Parked) => {

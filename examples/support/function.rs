@@ -14,6 +14,7 @@ use vfio_user::{DmaMapFlags, DmaUnmapFlags, IrqInfo, ServerBackend, ServerRegion
 use super::bytes::{read_register, write_le};
 use super::config_space::{CONFIG_BYTES, ConfigSpace, Identity, LayoutError};
 use super::dma::DmaPort;
+use super::express::{self, PasidControl};
 use super::interrupts::{Interrupts, SetIrqs};
 use super::ram::Piece;
 
@@ -52,6 +53,11 @@ pub(crate) trait Device {
 
     /// Back to power-on. Returns when no DMA is under way; none begins until registers are written.
     fn reset(&mut self);
+
+    /// Software lets the function tag its DMA with PASIDs, or no longer: then this returns when no
+    /// tagged DMA is under way. Comes after each write to configuration space, changed or not; a reset
+    /// forbids it without a call. For functions with [`Function::add_pasids`].
+    fn allow_pasids(&mut self, _allowed: bool) {}
 }
 
 /// What a function is made of.
@@ -73,6 +79,7 @@ pub(crate) struct Function<D> {
     spec: Spec,
     config: ConfigSpace,
     msix_capability: usize,
+    pasids: Option<PasidControl>,
     table: Vec<u8>,
     interrupts: Arc<Interrupts>,
     dma: Arc<DmaPort>,
@@ -102,7 +109,8 @@ impl<D: Device> Function<D> {
         let interrupts = Arc::new(Interrupts::new(spec.vectors, spec.intx));
         let device = device(Arc::clone(&interrupts));
         let table = power_on_table(spec.vectors);
-        Ok(Self { spec: *spec, config, msix_capability, table, interrupts, dma, device })
+        let (spec, pasids) = (*spec, None);
+        Ok(Self { spec, config, msix_capability, pasids, table, interrupts, dma, device })
     }
 
     /// Adds a capability: see [`ConfigSpace::add_capability`].
@@ -111,6 +119,15 @@ impl<D: Device> Function<D> {
     /// [`LayoutError::CapabilitiesFull`].
     pub(crate) fn add_capability(&mut self, id: u8, body: &[u8]) -> Result<usize, LayoutError> {
         self.config.add_capability(id, body, &[])
+    }
+
+    /// Makes the function one of PCI Express that tags its DMA with PASIDs of `bits` bits.
+    ///
+    /// # Errors
+    /// [`LayoutError`] if the width cannot be or there is no room.
+    pub(crate) fn add_pasids(&mut self, bits: u8) -> Result<(), LayoutError> {
+        self.pasids = Some(express::add_pasids(&mut self.config, bits)?);
+        Ok(())
     }
 
     /// The regions, as the VMM is told.
@@ -164,6 +181,9 @@ impl<D: Device> Function<D> {
         self.config.write(offset, data);
         let control = self.config.register(self.msix_capability + 2);
         self.interrupts.configure(control & MSIX_ENABLE != 0, self.config.intx_disabled());
+        if let Some(pasids) = self.pasids {
+            self.device.allow_pasids(pasids.enabled(&self.config));
+        }
     }
 
     fn read_msix(&self, offset: u64, data: &mut [u8]) {

@@ -34,6 +34,11 @@ impl Iotlb {
         Ok(Self { path: path.to_owned(), connection })
     }
 
+    /// Width of the PASIDs that the daemon tells apart for this endpoint, bits.
+    pub(crate) fn pasid_bits(&self) -> u8 {
+        self.lock().device.pasid_bits()
+    }
+
     /// A reader for one thread. It is dropped before [`function_reset`](Self::function_reset).
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `function` | a PCI function: configuration space, MSI-X table, registers of a [`Device`] |
 //! | `config_space` | header, BARs, capabilities |
+//! | `express` | the capabilities of a function that tags its DMA with PASIDs |
 //! | `interrupts` | INTA# and MSI-X as the VMM's eventfds |
 //! | `ram` | guest memory, from DMA_MAP and DMA_UNMAP |
 //! | `dma` | the way of each DMA: plain guest memory, or translated by the IOMMU's daemon |
@@ -18,6 +19,7 @@
 mod bytes;
 mod config_space;
 mod dma;
+mod express;
 mod function;
 mod interrupts;
 mod iotlb;

@@ -40,6 +40,7 @@ mod notifier;
 mod request;
 mod ring;
 #[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "PASIDs are for other devices")]
 mod support;
 mod virtio_pci;
 mod worker;

@@ -1,15 +1,12 @@
-//! The registers, as the crate's documentation lists them.
+//! The registers of the whole device and of its one untagged copy, as the device's documentation lists
+//! them.
 
+use super::job::{Kind, LEN_MAX, Order, Outcome};
+use super::queue::QUEUES;
 use super::support::{merge_register, read_register};
 
-/// Bytes of BAR 0.
-pub(crate) const BYTES: u32 = 0x1000;
-
-/// The longest copy: long enough for any test, short enough that a reset never waits for long.
-pub(crate) const LEN_MAX: u64 = 64 << 20;
-
 const ID: u32 = u32::from_le_bytes(*b"VDMA");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const COMMAND_COPY: u32 = 1;
 
@@ -20,31 +17,6 @@ const STATUS_REFUSED: u32 = 1 << 3;
 
 const INFO_WRITE: u32 = 1 << 0;
 const INFO_NO_IOMMU: u32 = 1 << 1;
-
-/// A copy that was asked for. Holding one proves that its length is in bounds and its ranges do not
-/// wrap around.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Order {
-    /// First byte to read.
-    pub(crate) source: u64,
-    /// First byte to write.
-    pub(crate) destination: u64,
-    /// Bytes to copy.
-    pub(crate) bytes: u64,
-}
-
-/// How a copy ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// All was copied.
-    Done,
-    /// The read of this address was refused.
-    ReadFault(u64),
-    /// The write of this address was refused.
-    WriteFault(u64),
-    /// There is no IOMMU that could translate any more.
-    NoIommu,
-}
 
 /// The registers' values.
 #[derive(Debug, Default)]
@@ -72,6 +44,7 @@ impl Registers {
             0x30..0x34 => (u64::from(self.fault_info), 0x30),
             0x38..0x40 => (self.copied, 0x38),
             0x40..0x48 => (LEN_MAX, 0x40),
+            0x48..0x4c => (QUEUES.into(), 0x48),
             _ => (0, offset),
         };
         read_register(value, offset - start, data);
@@ -101,7 +74,8 @@ impl Registers {
     pub(crate) fn finish(&mut self, outcome: Outcome, copied: u64) {
         self.copied = copied;
         (self.status, self.fault_address, self.fault_info) = match outcome {
-            Outcome::Done => (STATUS_DONE, 0, 0),
+            // copies compare nothing
+            Outcome::Done | Outcome::Different => (STATUS_DONE, 0, 0),
             Outcome::ReadFault(address) => (STATUS_FAULT, address, 0),
             Outcome::WriteFault(address) => (STATUS_FAULT, address, INFO_WRITE),
             Outcome::NoIommu => (STATUS_FAULT, self.source.wrapping_add(copied), INFO_NO_IOMMU),
@@ -110,14 +84,13 @@ impl Registers {
 
     fn begin(&mut self) -> Option<Order> {
         let Self { source, destination, bytes, status, .. } = *self;
-        let fits = |start: u64| start.checked_add(bytes).is_some();
-        let in_bounds = (1..=LEN_MAX).contains(&bytes) && fits(source) && fits(destination);
-        if status & STATUS_BUSY != 0 || !in_bounds {
+        let order = Order::new(Kind::Copy, source, destination, bytes);
+        if status & STATUS_BUSY != 0 || order.is_none() {
             self.status |= STATUS_REFUSED;
             return None;
         }
         *self = Self { source, destination, bytes, status: STATUS_BUSY, ..Self::default() };
-        Some(Order { source, destination, bytes })
+        order
     }
 }
 
@@ -144,14 +117,15 @@ mod tests {
     #[test]
     fn reset_values_are_those_of_the_table() {
         let registers = Registers::default();
-        let mut all = [0; 0x48];
+        let mut all = [0; 0x50];
         for (offset, chunk) in (0..).step_by(4).zip(all.chunks_mut(4)) {
             registers.read(offset, chunk);
         }
-        let mut expected = [0; 0x48];
+        let mut expected = [0; 0x50];
         expected[..4].copy_from_slice(b"VDMA");
-        expected[4] = 1;
+        expected[4] = 2;
         expected[0x43] = 4;
+        expected[0x48] = 8;
         assert_eq!(all, expected);
     }
 
@@ -159,8 +133,9 @@ mod tests {
     fn a_copy_is_busy_then_done_and_write_one_clears() {
         let mut registers = Registers::default();
         set(&mut registers, 0x1000, 0x2000, 0x30);
-        let order = Order { source: 0x1000, destination: 0x2000, bytes: 0x30 };
-        assert_eq!(copy(&mut registers), Some(order));
+        let order = Order::new(Kind::Copy, 0x1000, 0x2000, 0x30);
+        assert!(order.is_some());
+        assert_eq!(copy(&mut registers), order);
         assert_eq!(read64(&registers, 0x24), u64::from(STATUS_BUSY));
         registers.finish(Outcome::Done, 0x30);
         assert_eq!((read64(&registers, 0x24), read64(&registers, 0x38)), (2, 0x30));
@@ -218,7 +193,7 @@ mod tests {
     #[test]
     fn offsets_without_a_register_read_zero_and_halves_are_writable() {
         let mut registers = Registers::default();
-        for offset in [0x20, 0x34, 0x48, 0x100, 0xffc, u64::MAX] {
+        for offset in [0x20, 0x34, 0x4c, 0x100, 0xffc, u64::MAX] {
             assert_eq!(registers.write(offset, &[0xff; 8]), None);
             assert_eq!(read64(&registers, offset) & 0xffff_ffff, 0, "{offset:#x}");
         }
