@@ -26,7 +26,7 @@ use crate::device::{
 use crate::iommu::{Iommu, StartError};
 use crate::protocol::Event;
 use door::Door;
-use signal::StopRequest;
+use signal::Signals;
 
 /// How long the door stays shut when a front-end cannot be let in, for want of descriptors for one.
 const DOOR_SHUT: Duration = Duration::from_millis(500);
@@ -41,6 +41,7 @@ mod token {
     pub(super) const EVENT_KICK: Token = Token(3);
     pub(super) const DEVICES: Token = Token(4);
     pub(super) const STOP: Token = Token(5);
+    pub(super) const REPORT: Token = Token(6);
 }
 
 /// Why the daemon cannot start, or cannot go on.
@@ -101,7 +102,8 @@ pub struct Daemon {
     /// When the front-end's half message is overdue, or the door opens again.
     deadline: Option<Instant>,
     _devices: Watched<OwnedFd>,
-    _stop: Watched<StopRequest>,
+    _stop: Watched<Signals>,
+    report: Watched<Signals>,
 }
 
 /// What one wait reported.
@@ -112,6 +114,7 @@ struct Ready {
     event_kick: bool,
     devices: bool,
     stop: bool,
+    report: bool,
 }
 
 impl Ready {
@@ -122,6 +125,7 @@ impl Ready {
             token::EVENT_KICK => self.event_kick = true,
             token::DEVICES => self.devices = true,
             token::STOP => self.stop = true,
+            token::REPORT => self.report = true,
             // The door is looked at in each turn without a front-end.
             _ => {}
         }
@@ -141,7 +145,8 @@ impl Daemon {
         poll_after_work: Duration,
     ) -> Result<Self, DaemonError> {
         let poll = Poll::new()?;
-        let stop = Watched::new(&poll, StopRequest::new()?, token::STOP, Trigger::Level)?;
+        let stop = Watched::new(&poll, Signals::stop()?, token::STOP, Trigger::Level)?;
+        let report = Watched::new(&poll, Signals::report()?, token::REPORT, Trigger::Level)?;
         let devices = host.as_fd().try_clone_to_owned()?;
         let devices = Watched::new(&poll, devices, token::DEVICES, Trigger::Level)?;
         let kicks = KickTokens { request: token::REQUEST_KICK, event: token::EVENT_KICK };
@@ -158,10 +163,12 @@ impl Daemon {
             deadline: None,
             _devices: devices,
             _stop: stop,
+            report,
         })
     }
 
-    /// Serves until SIGTERM or SIGINT, or until a connection that was handed over has ended.
+    /// Serves until SIGTERM or SIGINT, or until a connection that was handed over has ended. SIGUSR1
+    /// writes the counters to the log.
     ///
     /// # Errors
     /// [`DaemonError::Loop`].
@@ -173,6 +180,10 @@ impl Daemon {
             if ready.stop {
                 log::info!("asked to end");
                 break;
+            }
+            if ready.report {
+                self.report.get().forget();
+                self.log_counters();
             }
             if ready.devices {
                 self.hear_devices();
@@ -286,8 +297,10 @@ impl Daemon {
     fn log_counters(&self) {
         let mut device = self.device();
         let hub = device.host().hub().counters();
+        let table_pages = device.host().hub().region().pages_used();
+        let (domains, mappings) = (device.iommu().domain_count(), device.iommu().mapping_count());
         log::info!(
-            "{} drains={} waits={} longest_drain_us={} devices={} killed={} cut_off={}",
+            "{} domains={domains} mappings={mappings} table_pages={table_pages} drains={} waits={} longest_drain_us={} devices={} killed={} cut_off={}",
             device.counters(),
             hub.drains,
             hub.waits,

@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 
@@ -248,4 +249,19 @@ fn an_idle_daemon_needs_little_memory_and_no_processor_time() {
     let (ticks, rss) = (daemon.cpu_ticks() - before, daemon.rss_kib());
     assert!(ticks <= 2, "{ticks} of 50 clock ticks with nothing to do");
     assert!(rss < 8 * 1024, "{rss} KiB");
+}
+
+#[test]
+fn sigusr1_tells_what_there_is_now_and_serving_goes_on() {
+    let daemon = Daemon::start();
+    let mut guest = mapped(&daemon);
+    let told = |mappings: &str| {
+        daemon.signal(Signal::USR1);
+        daemon.wait_for_log(mappings);
+    };
+    told("domains=1 mappings=1 table_pages=");
+    let with_tables = daemon.counter("table_pages");
+    assert_eq!(guest.attach(2, ENDPOINT), OK, "domain 1 ends");
+    told("domains=1 mappings=0 table_pages=");
+    assert!(daemon.counter("table_pages") < with_tables, "its tables are free again");
 }
