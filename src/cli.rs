@@ -117,6 +117,15 @@ struct Serve {
     /// that stock vhost-user-*-pci devices work behind us.
     #[arg(long, value_name = "START-END", value_parser = config::window)]
     iova_window: Option<IovaRange>,
+    /// Where the guest's interrupt controller takes messages, both ends inclusive: no IOVAs. The
+    /// default is x86's; with a GICv3 it is the ITS, on QEMU's virt machine 0x8080000-0x809ffff.
+    #[arg(
+        long,
+        value_name = "START-END",
+        default_value = "0xfee00000-0xfeefffff",
+        value_parser = config::window
+    )]
+    msi_window: IovaRange,
     /// Whether DMA of an endpoint that is attached to nothing passes when a front-end comes.
     /// Firmware needs it on to read a disk.
     #[arg(long, value_name = "on|off", default_value = "on")]
@@ -245,7 +254,7 @@ impl TryFrom<Serve> for Config {
         };
         Ok(Self {
             socket: config::socket(serve.socket_path, serve.fd)?,
-            endpoints: config::endpoints(&serve.endpoints)?,
+            endpoints: config::endpoints(&serve.endpoints, serve.msi_window)?,
             arch: serve.arch,
             settings,
             table_bytes: config::table_bytes(serve.table_memory.0)?,

@@ -51,12 +51,14 @@ fn the_least_command_line_has_the_documented_defaults() {
 fn every_option_reaches_the_configuration() {
     let config = serve(
         "--fd 5 --endpoint 00:02.0,socket=/d --endpoint=00:03.0 --arch vtd --input-bits 39 \
-         --page-sizes 64K+2M --iova-window 16M-0x3effffff --boot-bypass off --max-domains 7 \
+         --page-sizes 64K+2M --iova-window 16M-0x3effffff --msi-window 0x8080000-0x809ffff \
+         --boot-bypass off --max-domains 7 \
          --max-mappings 9 --table-memory 64M --poll-us 50 --stuck-ms 20 --stuck-device disconnect \
          --sandbox none --log-level trace",
     );
+    let its = IovaRange::new(Iova::new(0x808_0000), Iova::new(0x809_ffff)).unwrap();
     let endpoint = |raw, socket: Option<&str>| EndpointConfig {
-        spec: EndpointSpec::x86(EndpointId::new(raw)),
+        spec: EndpointSpec::with_msi_window(EndpointId::new(raw), its),
         socket: socket.map(PathBuf::from),
     };
     let settings = Settings {

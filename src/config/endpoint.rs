@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use viommu_pasid::EndpointId;
+use viommu_pgtable::IovaRange;
 
 use super::EndpointConfig;
 use crate::iommu::EndpointSpec;
@@ -165,9 +166,12 @@ impl EndpointOption {
 
     /// The endpoints that the option names. In a range, each has the socket `SSSS:BB:DD.F` in the
     /// option's folder.
-    pub(super) fn endpoints(&self) -> impl Iterator<Item = EndpointConfig> + '_ {
-        self.range.functions().map(|id| EndpointConfig {
-            spec: EndpointSpec::x86(id),
+    pub(super) fn endpoints(
+        &self,
+        msi_window: IovaRange,
+    ) -> impl Iterator<Item = EndpointConfig> + '_ {
+        self.range.functions().map(move |id| EndpointConfig {
+            spec: EndpointSpec::with_msi_window(id, msi_window),
             socket: match &self.socket {
                 Some(folder) if self.is_range => Some(folder.join(id.to_string())),
                 socket => socket.clone(),

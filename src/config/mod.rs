@@ -174,16 +174,21 @@ pub fn socket(path: Option<PathBuf>, fd: Option<RawFd>) -> Result<Socket, Config
     }
 }
 
-/// The endpoints that `options` name, in the order of their ids.
+/// The endpoints that `options` name, in the order of their ids. Messages to `msi_window` are
+/// interrupts, for each of them.
 ///
 /// # Errors
 /// [`ConfigError`]: none, one twice, two with one socket, or too many.
-pub fn endpoints(options: &[EndpointOption]) -> Result<Vec<EndpointConfig>, ConfigError> {
+pub fn endpoints(
+    options: &[EndpointOption],
+    msi_window: IovaRange,
+) -> Result<Vec<EndpointConfig>, ConfigError> {
     let total: u64 = options.iter().map(|option| option.range.count()).sum();
     if total > MAX_ENDPOINTS as u64 {
         return Err(ConfigError::TooManyEndpoints);
     }
-    let mut endpoints: Vec<_> = options.iter().flat_map(EndpointOption::endpoints).collect();
+    let mut endpoints: Vec<_> =
+        options.iter().flat_map(|option| option.endpoints(msi_window)).collect();
     if endpoints.is_empty() {
         return Err(ConfigError::NoEndpoint);
     }

@@ -1,6 +1,7 @@
 //! Options, one claim a test.
 
 use super::*;
+use crate::iommu::X86_MSI_WINDOW;
 
 fn id(raw: u32) -> EndpointId {
     EndpointId::new(raw)
@@ -8,7 +9,7 @@ fn id(raw: u32) -> EndpointId {
 
 fn parsed(specs: &[&str]) -> Result<Vec<EndpointConfig>, ConfigError> {
     let options: Vec<_> = specs.iter().map(|spec| EndpointOption::parse(spec).unwrap()).collect();
-    endpoints(&options)
+    endpoints(&options, X86_MSI_WINDOW.range)
 }
 
 fn endpoint(raw: u32, socket: Option<&str>) -> EndpointConfig {

@@ -106,6 +106,13 @@ impl EndpointSpec {
         Self { id, reserved: vec![X86_MSI_WINDOW] }
     }
 
+    /// An endpoint of a machine whose interrupt controller takes messages at `window`: its one
+    /// reserved region.
+    #[must_use]
+    pub fn with_msi_window(id: EndpointId, window: IovaRange) -> Self {
+        Self { id, reserved: vec![ResvMem { kind: ResvKind::Msi, range: window }] }
+    }
+
     /// Checks rule R1 and that a PROBE of `probe_size` can say it all.
     pub(super) fn check(&self, probe_size: u32) -> Result<(), SettingsError> {
         let endpoint = self.id;
