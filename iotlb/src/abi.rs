@@ -1,4 +1,4 @@
-//! The shared layout, version 1: what both processes find at which offset.
+//! The shared layout, version 2: what both processes find at which offset.
 //!
 //! `docs/iotlb-abi.md` describes it for readers written in other languages. All words are
 //! little-endian and naturally aligned; each line that one side writes often is 64 bytes and alone.
@@ -19,7 +19,7 @@ compile_error!("the shared layout needs 64-bit words");
 
 /// The layout's and the messages' version. Readers and daemons of different versions refuse each
 /// other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// First word of the region: `"viotlb\0\1"`.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"viotlb\0\x01");

@@ -23,8 +23,10 @@ pub enum FaultReason {
     NotAttached,
     /// The tables that lead to the page table hold what this reader cannot interpret.
     Malformed,
-    /// A mapping is missing, or forbids the access.
+    /// A mapping is missing, or forbids the access; or an entry of a bound table does.
     Mapping(Fault),
+    /// The second level below a bound table refused an address that the table holds, or its output.
+    SecondLevel(Fault),
     /// The IOVA runs past the last address or, passed through, reaches where tables live.
     OutOfRange,
 }
@@ -52,7 +54,9 @@ impl fmt::Display for AccessFault {
         match reason {
             FaultReason::NotAttached => write!(f, ": nothing is attached"),
             FaultReason::Malformed => write!(f, ": malformed tables"),
-            FaultReason::Mapping(fault) => write!(f, ": {fault}"),
+            FaultReason::Mapping(fault) | FaultReason::SecondLevel(fault) => {
+                write!(f, ": {fault}")
+            }
             FaultReason::OutOfRange => write!(f, ": address out of range"),
         }
     }
@@ -84,21 +88,25 @@ pub struct FaultRecord {
     pub access: Access,
     /// Why it was refused.
     pub class: FaultClass,
+    /// The table that the guest has bound allowed the access; what lies below it refused.
+    pub second_level: bool,
 }
 
 impl From<&AccessFault> for FaultRecord {
     fn from(fault: &AccessFault) -> Self {
         let class = match fault.reason {
             FaultReason::NotAttached => FaultClass::NotAttached,
-            FaultReason::Mapping(_) => FaultClass::Mapping,
+            FaultReason::Mapping(_) | FaultReason::SecondLevel(_) => FaultClass::Mapping,
             FaultReason::Malformed | FaultReason::OutOfRange => FaultClass::Unknown,
         };
-        Self { pasid: fault.pasid, iova: fault.iova, access: fault.access, class }
+        let second_level = matches!(fault.reason, FaultReason::SecondLevel(_));
+        let AccessFault { pasid, iova, access, .. } = *fault;
+        Self { pasid, iova, access, class, second_level }
     }
 }
 
 impl FaultRecord {
-    /// Words: IOVA; PASID or 0; access in bits 7:0 and class in bits 15:8; 0.
+    /// Words: IOVA; PASID or 0; access in bits 7:0, class in bits 15:8, second level in bit 16; 0.
     fn encode(&self) -> [u64; 4] {
         let class: u64 = match self.class {
             FaultClass::Unknown => 0,
@@ -106,7 +114,8 @@ impl FaultRecord {
             FaultClass::Mapping => 2,
         };
         let pasid = self.pasid.map_or(0, |pasid| u64::from(pasid.raw()));
-        [self.iova.raw(), pasid, u64::from(self.access.bits()) | class << 8, 0]
+        let what = u64::from(self.access.bits()) | class << 8 | u64::from(self.second_level) << 16;
+        [self.iova.raw(), pasid, what, 0]
     }
 
     /// The record in `words`; `None` for a number that is no PASID. Unknown access bits are
@@ -116,14 +125,15 @@ impl FaultRecord {
             0 => None,
             raw => Some(Pasid::new(u32::try_from(raw).ok()?)?),
         };
-        let [access, class, ..] = what.to_le_bytes();
+        let [access, class, more, ..] = what.to_le_bytes();
         let class = match class {
             1 => FaultClass::NotAttached,
             2 => FaultClass::Mapping,
             _ => FaultClass::Unknown,
         };
         let access = Access::from_bits_truncate(access);
-        Some(Self { pasid, iova: Iova::new(iova), access, class })
+        let (iova, second_level) = (Iova::new(iova), more & 1 != 0);
+        Some(Self { pasid, iova, access, class, second_level })
     }
 }
 
@@ -210,8 +220,10 @@ mod tests {
         for class in [FaultClass::Unknown, FaultClass::NotAttached, FaultClass::Mapping] {
             for pasid in [None, Some(Pasid::MAX)] {
                 let (iova, access) = (Iova::new(u64::MAX), Access::WRITE);
-                let record = FaultRecord { pasid, iova, access, class };
-                assert_eq!(FaultRecord::decode(record.encode()), Some(record));
+                for second_level in [false, true] {
+                    let record = FaultRecord { pasid, iova, access, class, second_level };
+                    assert_eq!(FaultRecord::decode(record.encode()), Some(record));
+                }
             }
         }
     }
@@ -222,6 +234,8 @@ mod tests {
         assert_eq!(FaultRecord::decode([0, 1 << 32, 1, 0]), None);
         let odd = FaultRecord::decode([8, 0, u64::MAX, u64::MAX]).unwrap();
         let (iova, access) = (Iova::new(8), Access::all());
-        assert_eq!(odd, FaultRecord { pasid: None, iova, access, class: FaultClass::Unknown });
+        let class = FaultClass::Unknown;
+        let expected = FaultRecord { pasid: None, iova, access, class, second_level: true };
+        assert_eq!(odd, expected);
     }
 }

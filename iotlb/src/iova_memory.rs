@@ -11,10 +11,13 @@ use vm_memory::guest_memory::{Error, GuestMemorySliceIterator, Result};
 use vm_memory::{GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use crate::fault::AccessFault;
+use crate::guest_tables::GuestTables;
 use crate::pieces::{Piece, Pieces};
 use crate::reader::Guard;
 
 /// Guest memory `M`, addressed by the IOVAs of one PASID (or untagged), as long as a guard is open.
+///
+/// Tables that the guest has bound are read from `M`, too.
 ///
 /// `M` is asked with the permissions of the access, so that memory which the VMM gives read-only
 /// can refuse writes that a mapping allows.
@@ -28,6 +31,7 @@ pub struct IovaMemory<'g, M> {
     guard: &'g Guard<'g>,
     pasid: Option<Pasid>,
     memory: &'g M,
+    tables: GuestTables<'g, M>,
     fault: Cell<Option<AccessFault>>,
 }
 
@@ -35,7 +39,8 @@ impl<'g, M: GuestMemory> IovaMemory<'g, M> {
     /// The memory that `pasid` (or untagged traffic) sees, backed by guest memory `memory`.
     #[must_use]
     pub const fn new(guard: &'g Guard<'g>, pasid: Option<Pasid>, memory: &'g M) -> Self {
-        Self { guard, pasid, memory, fault: Cell::new(None) }
+        let tables = GuestTables::new(memory);
+        Self { guard, pasid, memory, tables, fault: Cell::new(None) }
     }
 
     /// The first access that was refused, if any was.
@@ -51,7 +56,8 @@ impl<'g, M: GuestMemory> IovaMemory<'g, M> {
             Permissions::Write => Access::WRITE,
             Permissions::ReadWrite => Access::RW,
         };
-        self.guard.translate(self.pasid, Iova::new(iova.0), len as u64, access)
+        let iova = Iova::new(iova.0);
+        self.guard.translate_with(&self.tables, self.pasid, iova, len as u64, access)
     }
 
     #[cold]

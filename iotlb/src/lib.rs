@@ -76,9 +76,9 @@
 //!
 //! # What it leaves out
 //!
-//! Who maps what (the daemon's business), guest memory itself (the VMM gives it to the device), and
-//! with it tables that lie in guest memory: an access through one faults. The layout is
-//! `docs/iotlb-abi.md`, version [`abi::VERSION`]; a reader or daemon of another version is refused.
+//! Who maps what (the daemon's business), and guest memory itself: the VMM gives it to the device.
+//! Tables that a guest has bound lie in it: [`Guard::translate_with`] and [`IovaMemory`] read them
+//! there, [`Guard::translate`] faults. The layout is `docs/iotlb-abi.md`, version [`abi::VERSION`]; a reader or daemon of another version is refused.
 //! A connection must not be used in a process that was forked after it was made.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
 
@@ -90,6 +90,7 @@ mod drain;
 mod event;
 mod fault;
 mod greet;
+mod guest_tables;
 mod hub;
 #[cfg(feature = "vm-memory")]
 mod iova_memory;
@@ -119,6 +120,8 @@ pub use drain::DrainReport;
 pub use event::{Counters, DeviceEvent};
 pub use fault::{AccessFault, FaultClass, FaultReason, FaultRecord};
 pub use greet::MAX_CONNECTIONS_PER_ENDPOINT;
+#[cfg(feature = "vm-memory")]
+pub use guest_tables::GuestTables;
 pub use hub::Hub;
 #[cfg(feature = "vm-memory")]
 pub use iova_memory::IovaMemory;

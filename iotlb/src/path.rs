@@ -3,8 +3,10 @@
 
 use viommu_pasid::smmuv3::LookupFaultKind as Smmu;
 use viommu_pasid::vtd::LookupFaultKind as Vtd;
-use viommu_pasid::{EndpointId, LookupFault, Memories, Pasid, Route, Structures, lookup};
-use viommu_pgtable::{Access, Iova, PhysAddr, TableMemory};
+use viommu_pasid::{
+    EndpointId, FirstTable, LookupFault, Memories, Pasid, Route, Space, Structures, lookup,
+};
+use viommu_pgtable::{Access, Iova, Stage, TableMemory};
 
 use crate::fault::FaultReason;
 use crate::view::View;
@@ -20,28 +22,21 @@ pub(crate) struct Leaf {
     pub(crate) access: Access,
 }
 
-/// Guest memory of a reader that reads none of the guest's tables: there is nothing at any address.
-#[derive(Debug)]
-struct NoGuestMemory;
+/// The tables of the daemon, and those of the guest in `guest`.
+pub(crate) type Tables<'a> = Memories<'a, View, dyn TableMemory + 'a>;
 
-impl TableMemory for NoGuestMemory {
-    fn load(&self, _: PhysAddr) -> Option<u64> {
-        None
-    }
-}
-
-const fn memories(view: &View) -> Memories<'_, View, NoGuestMemory> {
-    Memories::new(view, &NoGuestMemory, view.table_base())
+pub(crate) const fn tables<'a>(view: &'a View, guest: &'a dyn TableMemory) -> Tables<'a> {
+    Memories::new(view, guest, view.table_base())
 }
 
 /// Finds the route of (`endpoint`, `pasid`), starting at its segment's `structures`.
 pub(crate) fn find(
-    view: &View,
+    tables: &Tables<'_>,
     structures: &Structures,
     endpoint: EndpointId,
     pasid: Option<Pasid>,
 ) -> Result<Route, FaultReason> {
-    lookup(&memories(view), structures, endpoint, pasid).map_err(|fault| match fault {
+    lookup(tables, structures, endpoint, pasid).map_err(|fault| match fault {
         LookupFault::Vtd(fault) => vtd_reason(fault.kind),
         LookupFault::SmmuV3(fault) => smmu_reason(&fault.kind),
     })
@@ -79,25 +74,34 @@ const fn smmu_reason(kind: &Smmu) -> FaultReason {
 
 /// Follows `iova` along `route`.
 pub(crate) fn follow(
-    view: &View,
+    tables: &Tables<'_>,
     route: &Route,
     iova: u64,
     access: Access,
 ) -> Result<Leaf, FaultReason> {
-    let found = memories(view).translate(route, Iova::new(iova), access);
+    let found = tables.translate(route, Iova::new(iova), access);
     let found = found.map_err(|fault| match route {
         Route::PassThrough => FaultReason::OutOfRange,
+        Route::Nested { .. } if fault.stage == Stage::Second => FaultReason::SecondLevel(fault),
         Route::First { .. } | Route::Second(_) | Route::Nested { .. } => {
             FaultReason::Mapping(fault)
         }
     })?;
-    let access = match route {
-        Route::PassThrough | Route::Second(_) => found.access,
-        // a first level may have a dirty flag, which only a walk for a write has set
-        Route::First { .. } | Route::Nested { .. } if access.contains(Access::WRITE) => {
-            found.access
-        }
-        Route::First { .. } | Route::Nested { .. } => found.access.difference(Access::WRITE),
+    let access = if access.contains(Access::WRITE) || !has_dirty_flags(route) {
+        found.access
+    } else {
+        // only a walk for a write has set the flag
+        found.access.difference(Access::WRITE)
     };
     Ok(Leaf { oa: found.oa.raw(), size_lg2: found.size_lg2.into(), access })
+}
+
+/// True if a write through `route` must find a dirty flag set: in VT-d's first level, if the guest
+/// owns it. Host-owned entries carry it preset, and Arm's tables have none here.
+const fn has_dirty_flags(route: &Route) -> bool {
+    match route {
+        Route::First { table: FirstTable::Vtd(_), space } => !matches!(space, Space::Tables),
+        Route::Nested { first: FirstTable::Vtd(_), .. } => true,
+        _ => false,
+    }
 }

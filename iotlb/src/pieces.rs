@@ -1,10 +1,11 @@
 //! What a translation yields.
 
+use std::fmt;
 use std::iter::FusedIterator;
 use std::marker::PhantomData;
 
 use viommu_pasid::Pasid;
-use viommu_pgtable::{Access, Iova, PhysAddr};
+use viommu_pgtable::{Access, Iova, PhysAddr, TableMemory};
 
 use crate::fault::{AccessFault, FaultReason};
 use crate::path::Leaf;
@@ -20,12 +21,37 @@ pub struct Piece<'g> {
     guard: PhantomData<&'g Guard<'g>>,
 }
 
+/// Whose access it is, and what it does.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'g> {
+    pub(crate) reader: &'g Reader,
+    /// Where the guest's tables are.
+    pub(crate) guest: &'g dyn TableMemory,
+    pub(crate) pasid: Option<Pasid>,
+    pub(crate) access: Access,
+}
+
+impl Asked<'_> {
+    #[inline]
+    fn leaf(&self, iova: u64) -> Result<Leaf, FaultReason> {
+        self.reader.leaf(self.guest, self.pasid, iova, self.access)
+    }
+}
+
+impl fmt::Debug for Asked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pasid, access, .. } = self;
+        f.debug_struct("Asked")
+            .field("pasid", pasid)
+            .field("access", access)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The pieces that a range of IOVAs leads to; see [`Guard::translate`].
 #[derive(Debug)]
 pub struct Pieces<'g> {
-    reader: &'g Reader,
-    pasid: Option<Pasid>,
-    access: Access,
+    asked: Asked<'g>,
     iova: u64,
     /// Bytes not yet yielded.
     left: u64,
@@ -39,22 +65,16 @@ pub struct Pieces<'g> {
 
 impl<'g> Pieces<'g> {
     #[inline]
-    pub(crate) fn new(
-        reader: &'g Reader,
-        pasid: Option<Pasid>,
-        access: Access,
-        iova: u64,
-        len: u64,
-    ) -> Self {
+    pub(crate) fn new(asked: Asked<'g>, iova: u64, len: u64) -> Self {
         let wraps = len != 0 && iova.checked_add(len - 1).is_none();
-        Self { reader, pasid, access, iova, left: len, ahead: None, wraps, guard: PhantomData }
+        Self { asked, iova, left: len, ahead: None, wraps, guard: PhantomData }
     }
 
     /// Ends the iteration with a fault at the address that comes next.
     #[cold]
     fn fault(&mut self, reason: FaultReason) -> AccessFault {
         self.left = 0;
-        let (pasid, access) = (self.pasid, self.access);
+        let Asked { pasid, access, .. } = self.asked;
         AccessFault { pasid, iova: Iova::new(self.iova), access, reason }
     }
 
@@ -84,7 +104,7 @@ impl<'g> Iterator for Pieces<'g> {
         let first = match self.ahead.take() {
             Some(leaf) => leaf,
             None if self.wraps => return Some(Err(self.fault(FaultReason::OutOfRange))),
-            None => match self.reader.leaf(self.pasid, self.iova, self.access) {
+            None => match self.asked.leaf(self.iova) {
                 Ok(leaf) => leaf,
                 Err(reason) => return Some(Err(self.fault(reason))),
             },
@@ -92,7 +112,7 @@ impl<'g> Iterator for Pieces<'g> {
         let mut len = self.bytes_in(&first);
         self.advance(len);
         while self.left != 0 {
-            let Ok(leaf) = self.reader.leaf(self.pasid, self.iova, self.access) else { break };
+            let Ok(leaf) = self.asked.leaf(self.iova) else { break };
             if Some(leaf.oa) != first.oa.checked_add(len) {
                 self.ahead = Some(leaf);
                 break;

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use viommu_pasid::{Pasid, Route};
-use viommu_pgtable::{Access, Iova, IovaRange};
+use viommu_pgtable::{Access, Iova, IovaRange, TableMemory};
 
 use crate::abi::State;
 use crate::fault::{AccessFault, FaultReason, FaultRecord};
+use crate::guest_tables::NoGuestMemory;
 use crate::link::{Lane, Link};
-use crate::path::{self, Leaf};
-use crate::pieces::Pieces;
+use crate::path::{self, Leaf, Tables};
+use crate::pieces::{Asked, Pieces};
 use crate::pin::{Pin, PinsFull};
 use crate::section;
 use crate::sync::{AtomicU64, Ordering};
@@ -160,10 +161,12 @@ impl Reader {
         }
     }
 
-    /// Where `iova` leads. A section is open.
+    /// Where `iova` leads. A section is open. The guest's tables are read from `guest`, which a hit
+    /// does not look at.
     #[inline]
     pub(crate) fn leaf(
         &self,
+        guest: &dyn TableMemory,
         pasid: Option<Pasid>,
         iova: u64,
         access: Access,
@@ -172,19 +175,26 @@ impl Reader {
             self.hits.set(self.hits.get() + 1);
             return Ok(leaf);
         }
-        self.walk(pasid, iova, access)
+        self.walk(guest, pasid, iova, access)
     }
 
     #[inline(never)]
-    fn walk(&self, pasid: Option<Pasid>, iova: u64, access: Access) -> Result<Leaf, FaultReason> {
+    fn walk(
+        &self,
+        guest: &dyn TableMemory,
+        pasid: Option<Pasid>,
+        iova: u64,
+        access: Access,
+    ) -> Result<Leaf, FaultReason> {
         self.misses.set(self.misses.get() + 1);
-        let route = self.route(pasid)?;
-        let leaf = path::follow(&self.link.view, &route, iova, access)?;
+        let tables = path::tables(&self.link.view, guest);
+        let route = self.route(&tables, pasid)?;
+        let leaf = path::follow(&tables, &route, iova, access)?;
         self.tlb.insert(tag(pasid, access), iova, leaf);
         Ok(leaf)
     }
 
-    fn route(&self, pasid: Option<Pasid>) -> Result<Route, FaultReason> {
+    fn route(&self, tables: &Tables<'_>, pasid: Option<Pasid>) -> Result<Route, FaultReason> {
         let epoch = self.seen.get();
         let place = self.routes.get(pasid.map_or(0, Pasid::raw) as usize % ROUTES);
         if let Some(known) = place.and_then(Cell::get)
@@ -193,7 +203,7 @@ impl Reader {
             return Ok(known.route);
         }
         let link = &self.link;
-        let route = path::find(&link.view, &link.structures, link.endpoint, pasid)?;
+        let route = path::find(tables, &link.structures, link.endpoint, pasid)?;
         if let Some(place) = place {
             place.set(Some(Known { epoch, pasid, route }));
         }
@@ -234,6 +244,9 @@ impl Guard<'_> {
     ///
     /// Yields pieces that follow each other without a gap, cut only where output addresses jump;
     /// after a fault nothing. A range of 0 bytes has no pieces.
+    ///
+    /// Reads no guest memory: where a table of the guest's is bound, the access faults. See
+    /// [`translate_with`](Self::translate_with).
     #[inline]
     #[must_use]
     pub fn translate(
@@ -243,7 +256,27 @@ impl Guard<'_> {
         len: u64,
         access: Access,
     ) -> Pieces<'_> {
-        Pieces::new(self.reader, pasid, access, iova.raw(), len)
+        self.translate_with(&NoGuestMemory, pasid, iova, len, access)
+    }
+
+    /// [`translate`](Self::translate), through tables of the guest's as well: they are read from
+    /// `guest`, by guest-physical address, and their accessed and dirty flags are set there before
+    /// the access is granted.
+    ///
+    /// The memory is named anew at each call, so it may be another one in the next section: a device
+    /// whose VMM plugs, unplugs or moves guest memory takes up the new one between two sections. What
+    /// was read from the old one is forgotten with the epoch that the daemon begins then.
+    #[inline]
+    #[must_use]
+    pub fn translate_with<'g>(
+        &'g self,
+        guest: &'g dyn TableMemory,
+        pasid: Option<Pasid>,
+        iova: Iova,
+        len: u64,
+        access: Access,
+    ) -> Pieces<'g> {
+        Pieces::new(Asked { reader: self.reader, guest, pasid, access }, iova.raw(), len)
     }
 
     /// Tells the daemon, and through it the guest, of an access that was refused. False if there

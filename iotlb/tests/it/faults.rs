@@ -42,8 +42,10 @@ fn a_reported_fault_arrives_with_the_connections_endpoint() {
         assert!(guard.report(&fault));
     }
     let events = daemon.events(|events| records(events).len() == 2);
-    let record =
-        |pasid, iova, access, class| FaultRecord { pasid, iova: Iova::new(iova), access, class };
+    let record = |pasid, iova, access, class| {
+        let iova = Iova::new(iova);
+        FaultRecord { pasid, iova, access, class, second_level: false }
+    };
     assert_eq!(
         records(&events),
         [

@@ -147,6 +147,6 @@ fn a_device_of_another_version_is_told_ours() {
     let bytes =
         recvmsg(&socket, &mut slices, &mut Default::default(), RecvFlags::empty()).unwrap().bytes;
     // REFUSED, our version, reason 1: version
-    assert_eq!(answer[..bytes], *b"\x03\0\0\0\x01\0\0\0\x01\0\0\0\0\0\0\0");
+    assert_eq!(answer[..bytes], *b"\x03\0\0\0\x02\0\0\0\x01\0\0\0\0\0\0\0");
     assert_eq!(daemon.run(|world| world.hub.counters().refused), 1);
 }

@@ -29,7 +29,7 @@ struct Raw {
 fn join(path: &Path) -> Raw {
     let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
     connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
-    let hello = b"\x01\0\0\0\x01\0\0\0viotlb\0\x01";
+    let hello = b"\x01\0\0\0\x02\0\0\0viotlb\0\x01";
     sendmsg(&socket, &[IoSlice::new(hello)], &mut Default::default(), SendFlags::empty()).unwrap();
     let mut bytes = [0; 64];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
