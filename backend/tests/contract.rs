@@ -7,10 +7,11 @@ use viommu_backend::{
     SoftwareIommu, Target,
 };
 use viommu_iotlb::{Arch, HubConfig};
-use viommu_pasid::{EndpointId, Requester, Structures};
+use viommu_pasid::{EndpointId, Pasid, Requester, Structures};
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
 
 const PAGE: u64 = 4096;
+const PASID_BITS: u8 = 10;
 const ENDPOINTS: [EndpointId; 3] =
     [EndpointId::new(0x20), EndpointId::new(0x28), EndpointId::new(0x1_0108)];
 
@@ -51,7 +52,7 @@ fn try_software(arch: Arch, table_bytes: u64) -> Result<SoftwareIommu, SoftwareE
     let page_size_mask = 0x4020_1000;
     let mut software = SoftwareIommu::new(SoftwareConfig { input_bits: 48, page_size_mask, hub })?;
     for endpoint in ENDPOINTS {
-        software.add_endpoint(&DevicePlace { endpoint, pasid_bits: 0, socket: None })?;
+        software.add_endpoint(&DevicePlace { endpoint, pasid_bits: PASID_BITS, socket: None })?;
     }
     Ok(software)
 }
@@ -79,6 +80,10 @@ fn all() -> [Box<dyn Subject>; 3] {
 
 fn rid(n: usize) -> Requester {
     Requester::rid(ENDPOINTS[n])
+}
+
+fn pasid(n: usize, pasid: u32) -> Requester {
+    Requester { endpoint: ENDPOINTS[n], pasid: Pasid::new(pasid) }
 }
 
 fn mapping(page: u64, pages: u64, to_page: u64, access: Access) -> Mapping {
@@ -115,6 +120,35 @@ fn all_endpoints_of_a_domain_see_its_mappings_and_nobody_else_does() {
         assert_eq!(host.leads_to(rid(0), at, Access::WRITE), there);
         assert_eq!(host.leads_to(rid(1), at, Access::READ), None);
         assert_eq!(host.leads_to(rid(2), at, Access::WRITE), there);
+    }
+}
+
+#[test]
+fn each_pasid_sees_its_own_domain_and_untagged_traffic_another() {
+    for mut host in all() {
+        for domain in [ONE, TWO] {
+            host.create_domain(domain).unwrap();
+        }
+        host.map(ONE, &mapping(5, 1, 100, Access::RW)).unwrap();
+        host.map(TWO, &mapping(5, 1, 200, Access::RW)).unwrap();
+        host.attach(pasid(0, 1), Target::Domain(ONE)).unwrap();
+        host.attach(pasid(0, 2), Target::Domain(TWO)).unwrap();
+        host.attach(pasid(0, 1023), Target::Domain(ONE)).unwrap();
+        host.attach(pasid(1, 2), Target::Domain(ONE)).unwrap();
+        host.attach(rid(1), Target::Identity).unwrap();
+        let at = |requester| host.leads_to(requester, Iova::new(5 * PAGE), Access::RW);
+        let page = |number| Some(PhysAddr::new(number * PAGE));
+        assert_eq!((at(pasid(0, 1)), at(pasid(0, 2))), (page(100), page(200)));
+        assert_eq!((at(pasid(0, 1023)), at(pasid(1, 2))), (page(100), page(100)));
+        assert_eq!((at(rid(0)), at(rid(1))), (None, page(5)));
+        assert_eq!((at(pasid(0, 3)), at(pasid(1, 1))), (None, None));
+        host.attach(pasid(0, 1), Target::Domain(TWO)).unwrap();
+        host.attach(pasid(0, 2), Target::Blocked).unwrap();
+        host.unmap(ONE, &mapping(5, 1, 100, Access::RW));
+        host.sync();
+        let at = |requester| host.leads_to(requester, Iova::new(5 * PAGE), Access::RW);
+        assert_eq!((at(pasid(0, 1)), at(pasid(0, 2))), (page(200), None));
+        assert_eq!((at(pasid(0, 1023)), at(pasid(1, 2))), (None, None));
     }
 }
 

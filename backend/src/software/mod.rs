@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use viommu_iotlb::{DeviceEvent, Hub, State, Withdrawn};
-use viommu_pasid::{EndpointId, FirstTable, Memories, Requester, SetError, Structures, lookup};
+use viommu_pasid::{
+    EndpointId, FirstTable, Memories, Pasid, Requester, SetError, Structures, lookup,
+};
 use viommu_pgtable::{Access, Iova, IovaRange, MapError, Mapping, PhysAddr, TableMemory};
 
 use crate::{
@@ -48,7 +50,9 @@ pub struct SoftwareIommu {
     layout: Layout,
     table_base: PhysAddr,
     capabilities: Capabilities,
-    endpoints: BTreeSet<EndpointId>,
+    /// Width of the PASIDs of each endpoint.
+    endpoints: BTreeMap<EndpointId, u8>,
+    parked: BTreeSet<Requester>,
     domains: BTreeMap<DomainId, Domain>,
     attached_to: BTreeMap<Requester, DomainId>,
     next_tag: u16,
@@ -67,7 +71,8 @@ impl SoftwareIommu {
             layout,
             table_base: config.hub.table_base,
             capabilities,
-            endpoints: BTreeSet::new(),
+            endpoints: BTreeMap::new(),
+            parked: BTreeSet::new(),
             domains: BTreeMap::new(),
             attached_to: BTreeMap::new(),
             next_tag: FIRST_TAG,
@@ -80,7 +85,7 @@ impl SoftwareIommu {
     /// An endpoint that is there already, no table memory, or a socket that cannot be made.
     pub fn add_endpoint(&mut self, place: &DevicePlace) -> Result<(), SoftwareError> {
         let DevicePlace { endpoint, pasid_bits, .. } = *place;
-        if self.endpoints.contains(&endpoint) {
+        if self.endpoints.contains_key(&endpoint) {
             return Err(SoftwareError::TwiceThere { endpoint });
         }
         self.layout
@@ -92,7 +97,7 @@ impl SoftwareIommu {
                 .listen(endpoint, structures, pasid_bits, path)
                 .map_err(|source| SoftwareError::Listen { endpoint, path: path.clone(), source })?;
         }
-        self.endpoints.insert(endpoint);
+        self.endpoints.insert(endpoint, pasid_bits);
         Ok(())
     }
 
@@ -171,6 +176,17 @@ impl SoftwareIommu {
         }
     }
 
+    /// Ends the wait of a requester. Its endpoint goes on when none of its requesters waits any more:
+    /// readers wait by endpoint.
+    fn unpark(&mut self, requester: Requester) {
+        let endpoint = requester.endpoint;
+        let first = Requester::rid(endpoint);
+        let last = Requester { endpoint, pasid: Some(Pasid::MAX) };
+        if self.parked.remove(&requester) && self.parked.range(first..=last).next().is_none() {
+            self.hub.set_state(endpoint, State::Running);
+        }
+    }
+
     /// Cuts a requester off; needs no memory.
     fn block(&mut self, requester: Requester) {
         if let Err(error) = self.try_lead(requester, Target::Blocked) {
@@ -218,8 +234,11 @@ impl HostIommu for SoftwareIommu {
         self.capabilities
     }
 
-    fn endpoint_capabilities(&self, _: EndpointId) -> EndpointCapabilities {
-        EndpointCapabilities::default()
+    fn endpoint_capabilities(&self, endpoint: EndpointId) -> EndpointCapabilities {
+        let Some(pasid_bits) = self.endpoints.get(&endpoint) else {
+            return EndpointCapabilities::default();
+        };
+        EndpointCapabilities { pasid_bits: *pasid_bits, ..self.layout.endpoint_capabilities() }
     }
 
     fn create_domain(&mut self, domain: DomainId) -> Result<(), HostError> {
@@ -261,7 +280,7 @@ impl HostIommu for SoftwareIommu {
         self.lead(requester, target)?;
         self.note_target(requester, target);
         self.hub.withdraw(Withdrawn::Requester(requester));
-        self.hub.set_state(requester.endpoint, State::Running);
+        self.unpark(requester);
         Ok(())
     }
 
@@ -287,11 +306,12 @@ impl HostIommu for SoftwareIommu {
     }
 
     fn park(&mut self, requester: Requester) {
+        self.parked.insert(requester);
         self.hub.set_state(requester.endpoint, State::Parked);
     }
 
     fn resume(&mut self, requester: Requester) {
-        self.hub.set_state(requester.endpoint, State::Running);
+        self.unpark(requester);
     }
 
     fn withdraw_all(&mut self) {

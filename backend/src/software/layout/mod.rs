@@ -15,6 +15,7 @@ use viommu_pgtable::{
     ArmStage1, IovaRange, MapError, Mapping, OutOfTables, Table, TableStore, UnmapError, VtdSecond,
 };
 
+use crate::EndpointCapabilities;
 pub(super) use smmuv3::SmmuV3;
 pub(super) use vtd::Vtd;
 
@@ -93,6 +94,12 @@ pub(super) enum Layout {
 }
 
 impl Layout {
+    /// What can be done for every endpoint, but for its PASIDs' width.
+    pub(super) fn endpoint_capabilities(&self) -> EndpointCapabilities {
+        let own_second_level = matches!(self, Self::Vtd(_));
+        EndpointCapabilities { own_second_level, ..EndpointCapabilities::default() }
+    }
+
     /// An empty table for a domain.
     pub(super) fn new_table<S: TableStore>(
         &self,
