@@ -1,4 +1,4 @@
-//! How to run everything: `cargo xtask set-up`, `guest`, `demo`, `test`.
+//! How to run everything: `cargo xtask set-up`, `guest`, `demo`, `fuzz`, `test`.
 //!
 //! Whatever is missing is fetched into a cache first: QEMU, guest kernels and busybox out of
 //! Debian's packages, without installing them.
@@ -58,6 +58,12 @@ enum Order {
         #[arg(long, default_value_t = test::STRESS_SECONDS)]
         seconds: u32,
     },
+    /// Runs fuzz targets; `--list` shows them
+    Fuzz {
+        /// Targets, and options of the runner: --seconds, --seed, --input
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        more: Vec<String>,
+    },
     /// Runs one guest scenario, or all
     Guest {
         /// The scenario; all if there is none
@@ -100,6 +106,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         Order::Demo => demo::run(sources).map(|()| true),
         Order::Oracle { more } => succeeds(oracle::command(sources, more)?),
         Order::Stress { seconds } => succeeds(test::stress(*seconds)),
+        Order::Fuzz { more } => succeeds(test::fuzz(more)),
         Order::Test { full } => test::run(*full, sources),
         Order::Guest { list: true, .. } => {
             suite::list();

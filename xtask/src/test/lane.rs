@@ -58,6 +58,22 @@ pub(crate) fn stress(seconds: u32) -> Command {
     cargo
 }
 
+/// How long the fuzz lane runs each target.
+const FUZZ_SECONDS: u32 = 5;
+
+/// The fuzz targets, with arguments for their runner.
+pub(crate) fn fuzz(arguments: &[String]) -> Command {
+    let mut cargo = build::cargo();
+    cargo.args(["run", "--quiet", "--package", "viommu-fuzz", "--"]);
+    cargo.arg("--failures").arg(build::target().join("fuzz")).args(arguments);
+    cargo
+}
+
+/// Each fuzz target for some seconds.
+pub(crate) fn brief_fuzz() -> Command {
+    fuzz(&["--seconds".to_owned(), FUZZ_SECONDS.to_string()])
+}
+
 impl Lane {
     /// Runs it, its output in `logs/NAME.log`. A lane without tests of its own counts as one.
     ///

@@ -14,7 +14,7 @@ use crate::suite::tools::Sources;
 use crate::suite::{self, Selection};
 use crate::ui::{note, seconds, table};
 use lane::LANES;
-pub(crate) use lane::{STRESS_SECONDS, stress};
+pub(crate) use lane::{STRESS_SECONDS, fuzz, stress};
 use tally::Tally;
 
 /// Runs all lanes, each to its end, whatever came of those before.
@@ -33,6 +33,8 @@ pub(crate) fn run(full: bool, sources: &Sources) -> Result<bool> {
         let began = Instant::now();
         add(lane.name, began, lane.run(&logs)?);
     }
+    let began = Instant::now();
+    add("fuzz", began, lane::run("fuzz", lane::brief_fuzz(), &logs)?);
     let began = Instant::now();
     add("stress", began, lane::run("stress", lane::stress(lane::STRESS_SECONDS), &logs)?);
     let began = Instant::now();
