@@ -71,6 +71,12 @@ impl<const N: usize> Chunk<N> {
         Mapping::new(range, *self.outputs.get(at)?, *self.access.get(at)?).ok()
     }
 
+    /// All of them, in order.
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = Mapping> {
+        (0..self.len).filter_map(|at| self.get(at))
+    }
+
     /// Puts `mapping` at `at`, before what is there. A chunk of `N` takes no more.
     pub(super) fn insert(&mut self, at: usize, mapping: &Mapping) {
         if self.len >= N || at > self.len {
