@@ -6,6 +6,7 @@ use viommu_pasid::EndpointId;
 use viommu_pgtable::IovaRange;
 
 use super::EndpointConfig;
+use super::vfio::{VfioDevice, VfioWords};
 use crate::iommu::EndpointSpec;
 
 /// A text that names no function.
@@ -29,7 +30,9 @@ pub enum SpecError {
     #[error(transparent)]
     Function(#[from] FunctionError),
     /// Something after a comma that means nothing.
-    #[error("`{0}` means nothing here: write BB:DD.F[-BB:DD.F][,socket=PATH][,pasid-bits=0]")]
+    #[error(
+        "`{0}` means nothing here: write BB:DD.F[-BB:DD.F][,socket=PATH][,pasid-bits=0][,vfio=DEVICE]"
+    )]
     Unknown(String),
     /// The same key again.
     #[error("{0}= is there twice")]
@@ -44,10 +47,14 @@ pub enum SpecError {
     #[error("page-request: this build serves no page requests, so it has to be left out")]
     PageRequests,
     /// Devices of the host.
-    #[error(
-        "vfio={0}: this build serves no VFIO devices; a device process connects to socket=PATH"
-    )]
+    #[error("vfio={0}: write vfio=SSSS:BB:DD.F, or vfio=fd:N,iommufd=fd:M")]
     Vfio(String),
+    /// An iommufd without a device of it.
+    #[error("iommufd=fd:M goes with vfio=fd:N, and with nothing else")]
+    IommufdAlone,
+    /// One device for two functions, or two places for one.
+    #[error("vfio= is for one function, without socket=: the device is the host's")]
+    VfioShared,
 }
 
 /// Functions from one to another, both inclusive, in the order of their ids.
@@ -133,6 +140,7 @@ pub struct EndpointOption {
     pub range: FunctionRange,
     /// The socket of the function; for a range, the folder of their sockets.
     socket: Option<PathBuf>,
+    vfio: Option<VfioDevice>,
     is_range: bool,
 }
 
@@ -147,7 +155,9 @@ impl EndpointOption {
         let mut parts = text.split(',');
         let functions = parts.next().unwrap_or_default();
         let range = FunctionRange::parse(functions)?;
-        let mut option = Self { range, socket: None, is_range: functions.contains('-') };
+        let is_range = functions.contains('-');
+        let mut option = Self { range, socket: None, vfio: None, is_range };
+        let mut words = VfioWords::default();
         let mut pasid_bits = None;
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
@@ -157,9 +167,14 @@ impl EndpointOption {
                 "pasid-bits" if value == "0" => once(&mut pasid_bits, (), "pasid-bits")?,
                 "pasid-bits" => return Err(SpecError::Pasids(value.to_owned())),
                 "page-request" => return Err(SpecError::PageRequests),
-                "vfio" => return Err(SpecError::Vfio(value.to_owned())),
+                "vfio" => once(&mut words.vfio, value.to_owned(), "vfio")?,
+                "iommufd" => once(&mut words.iommufd, value.to_owned(), "iommufd")?,
                 _ => return Err(SpecError::Unknown(part.to_owned())),
             }
+        }
+        option.vfio = words.device()?;
+        if option.vfio.is_some() && (is_range || option.socket.is_some()) {
+            return Err(SpecError::VfioShared);
         }
         Ok(option)
     }
@@ -176,6 +191,7 @@ impl EndpointOption {
                 Some(folder) if self.is_range => Some(folder.join(id.to_string())),
                 socket => socket.clone(),
             },
+            vfio: self.vfio,
         })
     }
 }
