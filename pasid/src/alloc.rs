@@ -147,15 +147,22 @@ impl Allocator {
         self.chunks.get(&chunk).is_some_and(|chunk| chunk.is_taken(offset))
     }
 
-    /// Takes the lowest free PASID; `None` if all are taken.
-    pub fn allocate(&mut self) -> Option<Pasid> {
+    /// The lowest free PASID, which [`allocate`](Self::allocate) would take; `None` if all are
+    /// taken.
+    #[must_use]
+    pub fn lowest_free(&self) -> Option<Pasid> {
         let (summary, bits) = (0..).zip(&self.full).find(|(_, bits)| **bits != u64::MAX)?;
         let number: u32 = summary << WORD_LG2 | bits.trailing_ones();
         let offset = match self.chunks.get(&number) {
             Some(chunk) => chunk.lowest_free()?,
             None => u32::from(number == 0),
         };
-        let pasid = Pasid::new(number << CHUNK_LG2 | offset).filter(|pasid| self.has(*pasid))?;
+        Pasid::new(number << CHUNK_LG2 | offset).filter(|pasid| self.has(*pasid))
+    }
+
+    /// Takes the lowest free PASID; `None` if all are taken.
+    pub fn allocate(&mut self) -> Option<Pasid> {
+        let pasid = self.lowest_free()?;
         self.take(pasid);
         Some(pasid)
     }
@@ -191,7 +198,9 @@ impl Allocator {
         true
     }
 
-    const fn has(&self, pasid: Pasid) -> bool {
+    /// True if `pasid` is one of the endpoint's, free or taken.
+    #[must_use]
+    pub const fn has(&self, pasid: Pasid) -> bool {
         pasid.raw() <= self.capacity()
     }
 

@@ -67,7 +67,11 @@ fn check(bits: u8, steps: &[Step]) {
     let mut model = Model { bits, taken: BTreeSet::new() };
     for step in steps {
         match step {
-            Step::Allocate => assert_eq!(allocator.allocate(), model.allocate()),
+            Step::Allocate => {
+                let lowest = allocator.lowest_free();
+                assert_eq!(allocator.allocate(), lowest);
+                assert_eq!(lowest, model.allocate());
+            }
             Step::Reserve(raw) => {
                 assert_eq!(allocator.reserve(pasid(*raw)), model.reserve(pasid(*raw)));
             }
