@@ -34,9 +34,12 @@ fn the_least_command_line_has_the_documented_defaults() {
     let id = EndpointId::new(0x10);
     let expected = Config {
         socket: Socket::Path("/run/s".into()),
-        endpoints: vec![EndpointConfig { spec: EndpointSpec::x86(id), socket: None, vfio: None }],
+        endpoints: vec![EndpointConfig {
+            spec: EndpointSpec::x86(id),
+            pasid_bits: 0,
+            socket: None,
+        }],
         arch: Arch::Vtd,
-        vfio: VfioOptions::default(),
         settings: Settings::default(),
         table_bytes: 1 << 30,
         poll: Duration::ZERO,
@@ -59,9 +62,9 @@ fn every_option_reaches_the_configuration() {
     );
     let its = IovaRange::new(Iova::new(0x808_0000), Iova::new(0x809_ffff)).unwrap();
     let endpoint = |raw, socket: Option<&str>| EndpointConfig {
+        pasid_bits: 0,
         spec: EndpointSpec::with_msi_window(EndpointId::new(raw), its),
         socket: socket.map(PathBuf::from),
-        vfio: None,
     };
     let settings = Settings {
         page_size_mask: 1 << 16 | 1 << 21,
@@ -75,7 +78,6 @@ fn every_option_reaches_the_configuration() {
         socket: Socket::Fd(5),
         endpoints: vec![endpoint(0x10, Some("/d")), endpoint(0x18, None)],
         arch: Arch::Vtd,
-        vfio: VfioOptions::default(),
         settings,
         table_bytes: 64 << 20,
         poll: Duration::from_micros(50),
@@ -94,7 +96,7 @@ fn a_wrong_command_line_says_what_would_be_right() {
         ("--socket-path /s --fd 3 --endpoint 00:02.0", "exclude each other"),
         ("--socket-path /s", "an endpoint is needed"),
         ("--socket-path /s --endpoint 00:02", "write [SSSS:]BB:DD.F"),
-        ("--socket-path /s --endpoint 00:02.0,pasid-bits=4", "pasid-bits has to be 0"),
+        ("--socket-path /s --endpoint 00:02.0,pasid-bits=21", "1 to 20 bits"),
         ("--socket-path /s --endpoint 00:02.0 --arch riscv", "vtd, smmuv3"),
         ("--socket-path /s --endpoint 00:02.0 --arch smmuv3 --input-bits 57", "39 or 48"),
         ("--socket-path /s --endpoint 00:02.0 --input-bits 40", "39, 48 or 57"),

@@ -6,7 +6,6 @@ use viommu_pasid::EndpointId;
 use viommu_pgtable::IovaRange;
 
 use super::EndpointConfig;
-use super::vfio::{VfioDevice, VfioWords};
 use crate::iommu::EndpointSpec;
 
 /// A text that names no function.
@@ -30,9 +29,7 @@ pub enum SpecError {
     #[error(transparent)]
     Function(#[from] FunctionError),
     /// Something after a comma that means nothing.
-    #[error(
-        "`{0}` means nothing here: write BB:DD.F[-BB:DD.F][,socket=PATH][,pasid-bits=0][,vfio=DEVICE]"
-    )]
+    #[error("`{0}` means nothing here: write BB:DD.F[-BB:DD.F][,socket=PATH][,pasid-bits=N]")]
     Unknown(String),
     /// The same key again.
     #[error("{0}= is there twice")]
@@ -40,21 +37,17 @@ pub enum SpecError {
     /// No path.
     #[error("socket= needs a path")]
     NoPath,
-    /// PASIDs.
-    #[error("pasid-bits={0}: this build serves no PASIDs, so pasid-bits has to be 0")]
-    Pasids(String),
+    /// No width of a PASID.
+    #[error("pasid-bits={0}: a PASID has 1 to {MAX_PASID_BITS} bits; 0 means that there are none")]
+    PasidBits(String),
     /// Page requests.
     #[error("page-request: this build serves no page requests, so it has to be left out")]
     PageRequests,
     /// Devices of the host.
-    #[error("vfio={0}: write vfio=SSSS:BB:DD.F, or vfio=fd:N,iommufd=fd:M")]
+    #[error(
+        "vfio={0}: this build serves no VFIO devices; a device process connects to socket=PATH"
+    )]
     Vfio(String),
-    /// An iommufd without a device of it.
-    #[error("iommufd=fd:M goes with vfio=fd:N, and with nothing else")]
-    IommufdAlone,
-    /// One device for two functions, or two places for one.
-    #[error("vfio= is for one function, without socket=: the device is the host's")]
-    VfioShared,
 }
 
 /// Functions from one to another, both inclusive, in the order of their ids.
@@ -133,6 +126,9 @@ fn hex(text: &str, digits: usize, max: u32) -> Option<u32> {
     (value <= max).then_some(value)
 }
 
+/// The width of PCIe's PASIDs (PCIe 6.0, 6.20), bits.
+const MAX_PASID_BITS: u8 = 20;
+
 /// One `--endpoint`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointOption {
@@ -140,7 +136,7 @@ pub struct EndpointOption {
     pub range: FunctionRange,
     /// The socket of the function; for a range, the folder of their sockets.
     socket: Option<PathBuf>,
-    vfio: Option<VfioDevice>,
+    pasid_bits: u8,
     is_range: bool,
 }
 
@@ -156,26 +152,20 @@ impl EndpointOption {
         let functions = parts.next().unwrap_or_default();
         let range = FunctionRange::parse(functions)?;
         let is_range = functions.contains('-');
-        let mut option = Self { range, socket: None, vfio: None, is_range };
-        let mut words = VfioWords::default();
+        let mut option = Self { range, socket: None, pasid_bits: 0, is_range };
         let mut pasid_bits = None;
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
             match key {
                 "socket" if value.is_empty() => return Err(SpecError::NoPath),
                 "socket" => once(&mut option.socket, PathBuf::from(value), "socket")?,
-                "pasid-bits" if value == "0" => once(&mut pasid_bits, (), "pasid-bits")?,
-                "pasid-bits" => return Err(SpecError::Pasids(value.to_owned())),
+                "pasid-bits" => once(&mut pasid_bits, parse_pasid_bits(value)?, "pasid-bits")?,
                 "page-request" => return Err(SpecError::PageRequests),
-                "vfio" => once(&mut words.vfio, value.to_owned(), "vfio")?,
-                "iommufd" => once(&mut words.iommufd, value.to_owned(), "iommufd")?,
+                "vfio" => return Err(SpecError::Vfio(value.to_owned())),
                 _ => return Err(SpecError::Unknown(part.to_owned())),
             }
         }
-        option.vfio = words.device()?;
-        if option.vfio.is_some() && (is_range || option.socket.is_some()) {
-            return Err(SpecError::VfioShared);
-        }
+        option.pasid_bits = pasid_bits.unwrap_or(0);
         Ok(option)
     }
 
@@ -187,13 +177,19 @@ impl EndpointOption {
     ) -> impl Iterator<Item = EndpointConfig> + '_ {
         self.range.functions().map(move |id| EndpointConfig {
             spec: EndpointSpec::with_msi_window(id, msi_window),
+            pasid_bits: self.pasid_bits,
             socket: match &self.socket {
                 Some(folder) if self.is_range => Some(folder.join(id.to_string())),
                 socket => socket.clone(),
             },
-            vfio: self.vfio,
         })
     }
+}
+
+/// A width of PASIDs, decimal.
+fn parse_pasid_bits(text: &str) -> Result<u8, SpecError> {
+    let bits = text.parse().ok().filter(|bits| *bits <= MAX_PASID_BITS);
+    bits.ok_or_else(|| SpecError::PasidBits(text.to_owned()))
 }
 
 /// Fills `slot`, which has to be empty.

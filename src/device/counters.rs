@@ -17,11 +17,25 @@ const STATUSES: [Status; 9] = [
     Status::NOMEM,
 ];
 
+/// Requests that each driver can send, by their place among the kinds.
+const STANDARD: [&str; 5] = ["attach", "detach", "map", "unmap", "probe"];
+/// Those of the extension, in the places after.
+const EXTENSION: [&str; 8] = [
+    "aux_enable",
+    "aux_disable",
+    "aux_attach",
+    "aux_detach",
+    "get_attr",
+    "bind_table",
+    "unbind_table",
+    "invalidate",
+];
+
 /// Counts since the daemon's start. They wrap only after more requests than fit into a lifetime.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// ATTACH, DETACH, MAP, UNMAP, PROBE, whatever came of them.
-    kinds: [u64; 5],
+    /// Requests by kind, whatever came of them: the standard's, then the extension's.
+    kinds: [u64; STANDARD.len() + EXTENSION.len()],
     /// Answers by status.
     statuses: [u64; STATUSES.len()],
     /// Buffers that are no request: untouched, used length 0.
@@ -62,16 +76,28 @@ const fn place(kind: RequestKind) -> usize {
         RequestKind::Map => 2,
         RequestKind::Unmap => 3,
         RequestKind::Probe => 4,
+        RequestKind::AuxEnable => 5,
+        RequestKind::AuxDisable => 6,
+        RequestKind::AuxAttach => 7,
+        RequestKind::AuxDetach => 8,
+        RequestKind::GetAttr => 9,
+        RequestKind::BindTable => 10,
+        RequestKind::UnbindTable => 11,
+        RequestKind::Invalidate => 12,
     }
 }
 
-/// `counters: requests=7 attach=1 ... broken_rings=0`, statuses other than OK only where one was
-/// given.
+/// `counters: requests=7 attach=1 ... broken_rings=0`; requests of the extension, and statuses other
+/// than OK, only where there was one.
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [attach, detach, map, unmap, probe] = self.kinds;
-        write!(f, "counters: requests={} attach={attach} detach={detach}", self.all())?;
-        write!(f, " map={map} unmap={unmap} probe={probe}")?;
+        write!(f, "counters: requests={}", self.all())?;
+        for (place, (name, count)) in STANDARD.iter().chain(&EXTENSION).zip(self.kinds).enumerate()
+        {
+            if count > 0 || place < STANDARD.len() {
+                write!(f, " {name}={count}")?;
+            }
+        }
         write!(f, " unknown={} bad={}", self.unknown, self.bad_chains)?;
         for (status, count) in STATUSES.iter().zip(self.statuses) {
             if count > 0 || status.is_ok() {
@@ -93,10 +119,11 @@ mod tests {
         counters.request(RequestKind::Map, Status::OK);
         counters.request(RequestKind::Map, Status::INVAL);
         counters.request(RequestKind::Probe, Status::OK);
+        counters.request(RequestKind::Invalidate, Status::OK);
         assert_eq!(
             counters.to_string(),
-            "counters: requests=4 attach=0 detach=0 map=2 unmap=0 probe=1 unknown=1 bad=0 ok=2 inval=1 \
-             faults=2 faults_dropped=0 broken_rings=0"
+            "counters: requests=5 attach=0 detach=0 map=2 unmap=0 probe=1 invalidate=1 unknown=1 bad=0 \
+             ok=3 inval=1 faults=2 faults_dropped=0 broken_rings=0"
         );
     }
 }

@@ -19,9 +19,11 @@ pub(super) const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures
 /// Bit 30: vhost-user's own, never shown to the driver.
 const TRANSPORT: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
-/// All feature bits offered to the front-end. Not among them: ACCESS_PLATFORM (33), for which QEMU would
-/// want to be our IOMMU.
-pub(super) const OFFERED: u64 = Features::OFFERED.bits() | TRANSPORT;
+/// All feature bits offered to the front-end, by a device that offers its driver `device`. Not among
+/// them: ACCESS_PLATFORM (33), for which QEMU would want to be our IOMMU.
+pub(super) const fn offered(device: Features) -> u64 {
+    device.bits() | TRANSPORT
+}
 
 /// What SET_FEATURES and SET_PROTOCOL_FEATURES brought.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,10 +37,10 @@ pub(super) struct Negotiated {
 }
 
 impl Negotiated {
-    /// Takes SET_FEATURES; `None` if a bit was not offered.
-    pub(super) fn with_features(self, bits: u64) -> Option<Self> {
-        let offered = bits & !OFFERED == 0;
-        offered.then_some(Self {
+    /// Takes SET_FEATURES from a driver that was offered `device`; `None` if a bit was not offered.
+    pub(super) fn with_features(self, bits: u64, device: Features) -> Option<Self> {
+        let all_offered = bits & !offered(device) == 0;
+        all_offered.then_some(Self {
             driver: Features::from_bits_truncate(bits),
             enable_first: bits & TRANSPORT != 0,
             protocol: self.protocol,
@@ -68,7 +70,7 @@ mod tests {
     #[test]
     fn what_linux_accepts_is_named() {
         let agreed = Negotiated { protocol: 0x201, ..Negotiated::default() }
-            .with_features(0x1_7000_0057)
+            .with_features(0x1_7000_0057, Features::STANDARD)
             .unwrap();
         assert!(agreed.enable_first);
         assert_eq!(
@@ -80,8 +82,12 @@ mod tests {
 
     #[test]
     fn a_bit_that_was_not_offered_is_refused() {
-        for bit in [3, 7, 26, 33, 63] {
-            assert_eq!(Negotiated::default().with_features(1 << bit), None, "bit {bit}");
+        let with = |bit: u8, device| Negotiated::default().with_features(1 << bit, device);
+        for bit in [3, 7, 26, 33, 50, 51, 52, 63] {
+            assert_eq!(with(bit, Features::STANDARD), None, "bit {bit}");
         }
+        let extended = Features::STANDARD | Features::AUX;
+        assert_eq!(with(51, extended), None);
+        assert_eq!(with(50, extended).map(|agreed| agreed.driver), Some(Features::AUX));
     }
 }

@@ -73,11 +73,11 @@ impl<H: HostIommu> VhostUserBackendReqHandlerMut for Device<H> {
     }
 
     fn get_features(&mut self) -> Result<u64> {
-        Ok(features::OFFERED)
+        Ok(features::offered(self.iommu.features()))
     }
 
     fn set_features(&mut self, bits: u64) -> Result<()> {
-        let Some(negotiated) = self.negotiated.with_features(bits) else {
+        let Some(negotiated) = self.negotiated.with_features(bits, self.iommu.features()) else {
             return self.refuse(format!("features {bits:#x} were not all offered"));
         };
         let in_use = self.request_ring.is_started() || self.event_ring.is_started();
@@ -205,7 +205,7 @@ impl<H: HostIommu> VhostUserBackendReqHandlerMut for Device<H> {
         let written = self.iommu.config().write(offset, bytes, self.may_write_bypass());
         let Some(bypass) = self.tolerate(written)? else { return Ok(()) };
         let done = self.iommu.set_bypass(&mut self.host, bypass);
-        self.host.sync();
+        self.sync();
         self.tolerate(done)?;
         log::debug!("bypass is {} now", if bypass { "on" } else { "off" });
         Ok(())

@@ -94,7 +94,7 @@ impl<H: HostIommu> Device<H> {
         self.place(Queue::Request);
         self.place(Queue::Event);
         self.host.withdraw_all();
-        self.host.sync();
+        self.sync();
         self.start_ready();
         Ok(())
     }
@@ -107,7 +107,7 @@ impl<H: HostIommu> Device<H> {
             let base = self.request_ring.base();
             self.life = Life::Parked { base, features: self.negotiated.driver };
             self.iommu.park(&mut self.host);
-            self.host.sync();
+            self.sync();
             log::info!("both queues stopped: accesses wait");
         }
         base
@@ -170,7 +170,7 @@ impl<H: HostIommu> Device<H> {
 
     /// After a reset: what was in use is out of use, and who was cut off may come back.
     fn settle_host(&mut self) {
-        self.host.sync();
+        self.sync();
         self.host.readmit();
     }
 

@@ -181,6 +181,12 @@ impl<H: HostIommu> Device<H> {
         &mut self.host
     }
 
+    /// Returns when no device process uses what was withdrawn.
+    pub fn sync(&mut self) {
+        self.host.sync();
+        self.iommu.synced();
+    }
+
     /// What was done since the start.
     #[must_use]
     pub fn counters(&self) -> &Counters {
@@ -210,7 +216,7 @@ impl<H: HostIommu> Device<H> {
     /// A device process met a fault: the guest is told when it has a buffer.
     pub fn fault(&mut self, event: Event) {
         let wanted = self.life != Life::Idle;
-        if wanted && self.waiting.push(event) {
+        if wanted && self.waiting.push(event.known_to(self.negotiated.driver)) {
             self.event_due = true;
         } else {
             self.counters.faults_dropped += 1;

@@ -1,13 +1,19 @@
 //! Decide: what a request would do, or why not. Nothing here changes anything.
+//!
+//! The standard's requests are here, those of the extension in [`aux`] and [`bind`].
+
+mod aux;
+mod bind;
 
 use viommu_backend::DomainId;
-use viommu_pasid::EndpointId;
+use viommu_pasid::{EndpointId, Pasid};
 use viommu_pgtable::{IovaRange, Mapping};
 
+pub(super) use self::bind::Binding;
 use super::machine::Iommu;
 use super::state::{Domain, Endpoint, Mapped, Space};
 use super::store::{Gap, Inside};
-use crate::protocol::{Attach, Detach, Map, Request, Status, Unmap};
+use crate::protocol::{Attach, Detach, Map, Probe, Request, Status, Unmap};
 
 /// What is to be done.
 #[derive(Debug)]
@@ -23,7 +29,23 @@ pub(super) enum Plan {
     /// Remove the mappings inside a range that splits none; they are there.
     Unmap(DomainId, IovaRange, Inside),
     /// Tell what an endpoint is like.
-    Probe(EndpointId),
+    Probe(Probe),
+    /// Say whether AUX_ENABLE is in force for an endpoint from now on.
+    AuxEnable(EndpointId, bool),
+    /// Attach a domain, which is made if it does not exist, to a PASID.
+    AuxAttach(EndpointId, Pasid, DomainId),
+    /// The PASID has that domain already.
+    AuxAttached(Pasid),
+    /// Take a PASID out of its domain.
+    AuxDetach(EndpointId, Pasid),
+    /// Tell an attribute.
+    Value(u64),
+    /// Bind a table.
+    Bind(DomainId, Binding),
+    /// Take the bound table away.
+    Unbind(DomainId),
+    /// Forget what is known of the bound table, for these inputs or all.
+    Invalidate(DomainId, Option<IovaRange>),
 }
 
 impl Iommu {
@@ -35,9 +57,15 @@ impl Iommu {
             Request::Map(map) => self.decide_map(map),
             Request::Unmap(unmap) => self.decide_unmap(unmap),
             // P2
-            Request::Probe(probe) => {
-                self.endpoint(probe.endpoint).map(|_| Plan::Probe(probe.endpoint))
-            }
+            Request::Probe(probe) => self.endpoint(probe.endpoint).map(|_| Plan::Probe(*probe)),
+            Request::AuxEnable(endpoint) => self.decide_aux_enable(*endpoint, true),
+            Request::AuxDisable(endpoint) => self.decide_aux_enable(*endpoint, false),
+            Request::AuxAttach(attach) => self.decide_aux_attach(attach),
+            Request::AuxDetach(detach) => self.decide_aux_detach(detach),
+            Request::GetAttr(attribute) => self.attribute(*attribute).map(Plan::Value),
+            Request::BindTable(bind) => self.decide_bind(bind),
+            Request::UnbindTable(domain) => self.decide_unbind(*domain),
+            Request::Invalidate(invalidate) => self.decide_invalidate(invalidate),
         }
     }
 
@@ -55,18 +83,18 @@ impl Iommu {
                 return Ok(Plan::Nothing);
             }
             // A7
-            if endpoint.attached != Some(attach.domain) && collides(domain, endpoint) {
+            if endpoint.attached != Some(attach.domain)
+                && !self.suits_untagged(endpoint, attach.domain, domain)
+            {
                 return Err(Status::UNSUPP);
             }
         } else {
-            if !self.settings.domains.contains(&attach.domain.raw()) {
-                return Err(Status::RANGE);
+            self.check_number(attach.domain)?;
+            if shared_second_level(endpoint).flatten().is_some() {
+                return Err(Status::UNSUPP);
             }
-            // A6: the domain that the endpoint leaves counts no more if it dies.
-            let dying = usize::from(self.dies_without(endpoint).is_some());
-            if self.domains.len() - dying >= self.settings.max_domains {
-                return Err(Status::NOMEM);
-            }
+            // A6: the domain that the endpoint leaves counts no more if it ends.
+            self.check_room(endpoint.attached)?;
         }
         // A4, A8
         Ok(Plan::Attach(*attach))
@@ -130,19 +158,50 @@ impl Iommu {
         self.endpoints.get(&id).ok_or(Status::NOENT)
     }
 
-    /// The domain that MAP and UNMAP work on: NOENT if there is none, INVAL for a bypass domain.
+    /// The domain that MAP and UNMAP work on: NOENT if there is none, INVAL for a bypass domain,
+    /// and for a bound one whose output its own mappings do not translate.
     fn mapped(&self, id: DomainId) -> Result<&Mapped, Status> {
-        match &self.domains.get(&id).ok_or(Status::NOENT)?.space {
-            Space::Bypass => Err(Status::INVAL),
-            Space::Mapped(mapped) => Ok(mapped),
+        let domain = self.domains.get(&id).ok_or(Status::NOENT)?;
+        match &domain.space {
+            Space::Mapped(mapped) if domain.bound.is_none_or(|b| b.second_level() == Some(id)) => {
+                Ok(mapped)
+            }
+            Space::Bypass | Space::Mapped(_) => Err(Status::INVAL),
         }
     }
 
-    /// The domain that has no endpoint left once `endpoint` leaves it.
-    pub(super) fn dies_without(&self, endpoint: &Endpoint) -> Option<DomainId> {
-        let id = endpoint.attached?;
-        self.domains.get(&id).is_some_and(|domain| domain.endpoints == 1).then_some(id)
+    /// RANGE for a number that no domain can have.
+    fn check_number(&self, id: DomainId) -> Result<(), Status> {
+        if self.settings.domains.contains(&id.raw()) { Ok(()) } else { Err(Status::RANGE) }
     }
+
+    /// NOMEM if there is no room for another domain, once an attachment has left `left`.
+    fn check_room(&self, left: Option<DomainId>) -> Result<(), Status> {
+        let left = left.and_then(|id| self.domains.get(&id));
+        let ending = usize::from(left.is_some_and(Domain::ends_with_one_less));
+        if self.domains.len() - ending < self.settings.max_domains {
+            Ok(())
+        } else {
+            Err(Status::NOMEM)
+        }
+    }
+
+    /// A7: whether untagged traffic of `endpoint` can go through `domain`.
+    fn suits_untagged(&self, endpoint: &Endpoint, id: DomainId, domain: &Domain) -> bool {
+        let second_level = shared_second_level(endpoint);
+        second_level.is_none_or(|second_level| domain.suits_untagged(id, second_level))
+            && domain.bound.is_none_or(|bound| bound.fits(&endpoint.capabilities))
+            && !collides(domain, endpoint)
+    }
+}
+
+/// The second level that other traffic of `endpoint` has to agree with; `None` if each of its
+/// PASIDs has its own, or none is attached.
+fn shared_second_level(endpoint: &Endpoint) -> Option<Option<DomainId>> {
+    if endpoint.capabilities.own_second_level {
+        return None;
+    }
+    endpoint.pasids.second_level_but(0)
 }
 
 /// True if a mapping of `domain` lies over reserved memory of `endpoint`.

@@ -2,15 +2,16 @@
 //!
 //! Stop of a guest, reset of the device and reboot look alike at first: both rings stop. So they
 //! park: what goes through a domain waits. How the rings start again tells which it was, and the
-//! caller says [`resume`](Iommu::resume) or [`reset`](Iommu::reset).
+//! caller says [`resume`](Iommu::resume) or [`reset`](Iommu::reset). An endpoint's untagged traffic
+//! and its PASIDs wait, return and end together.
 //!
 //! Firmware that boots meanwhile wants its disk before any driver resets the IOMMU. An endpoint
 //! whose function was reset, and which is parked, is therefore lent to it: its DMA goes as if it
-//! were attached to nothing. While the rings run, a reset of a function changes nothing: a guest's
+//! were attached to nothing, and its PASIDs are blocked: firmware knows none. While the rings run, a reset of a function changes nothing: a guest's
 //! process that owns a function may reset it, and must not leave its domain by that.
 
-use viommu_backend::{HostError, HostIommu, Target};
-use viommu_pasid::{EndpointId, Requester};
+use viommu_backend::{DomainId, HostError, HostIommu, Target};
+use viommu_pasid::{EndpointId, Pasid, Requester};
 
 use super::machine::{Iommu, Phase};
 use super::state::Function;
@@ -62,7 +63,7 @@ impl Iommu {
         };
         let (lent, waiting): (Vec<_>, Vec<_>) = self.attached().into_iter().partition(quiesced);
         for id in waiting {
-            host.park(Requester::rid(id));
+            self.each_requester(id, |requester| host.park(requester));
         }
         for id in lent {
             self.lend(host, id);
@@ -84,12 +85,12 @@ impl Iommu {
             self.take_from_firmware(host, id);
         }
         for id in waiting {
-            host.resume(Requester::rid(id));
+            self.each_requester(id, |requester| host.resume(requester));
         }
     }
 
-    /// The device is reset: nothing is attached any more, no domain is left, requests can come.
-    /// `bypass` stays (C3). What the functions' processes said stays too.
+    /// The device is reset: nothing is attached or bound any more, no domain is left, no endpoint has
+    /// PASIDs enabled, requests can come. `bypass` stays (C3). What the functions' processes said stays too.
     pub fn reset(&mut self, host: &mut dyn HostIommu) {
         if self.phase == Phase::Made {
             return;
@@ -100,11 +101,35 @@ impl Iommu {
         for id in ids {
             let Some(endpoint) = self.endpoints.get_mut(&id) else { continue };
             endpoint.lent_to_firmware = false;
-            if endpoint.attached.is_none() && endpoint.target == target {
+            let stays = endpoint.attached.is_none() && endpoint.target == target;
+            self.detach_pasids(host, id);
+            if stays {
                 continue;
             }
             let sent = self.send_or_block(host, id, target);
             self.move_endpoint(host, id, None, sent);
+        }
+        self.unbind_all(host);
+    }
+
+    /// Takes all PASIDs of `id` out of their domains.
+    fn detach_pasids(&mut self, host: &mut dyn HostIommu, id: EndpointId) {
+        for (pasid, _) in self.pasids_of(id) {
+            if let Err(error) = self.aux_detach(host, id, pasid) {
+                log::error!("endpoint {id}: the host refused to block PASID {pasid}: {error}");
+            }
+        }
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.pasids.enabled = false;
+        }
+    }
+
+    /// Takes all tables away. Nothing is attached, so the domains end with them.
+    fn unbind_all(&mut self, host: &mut dyn HostIommu) {
+        let bound = self.domains.iter().filter(|(_, domain)| domain.bound.is_some());
+        let ids: Vec<_> = bound.map(|(&id, _)| id).collect();
+        for id in ids {
+            self.forget_table(host, id);
         }
     }
 
@@ -122,7 +147,7 @@ impl Iommu {
     pub fn function_reset(&mut self, host: &mut dyn HostIommu, endpoint: EndpointId) {
         let Some(state) = self.endpoints.get_mut(&endpoint) else { return };
         state.function = Function::Quiesced;
-        if self.phase == Phase::Parked && state.attached.is_some() && !state.lent_to_firmware {
+        if self.phase == Phase::Parked && state.is_attached() && !state.lent_to_firmware {
             self.lend(host, endpoint);
         }
     }
@@ -136,13 +161,31 @@ impl Iommu {
         }
     }
 
-    /// The endpoints that are attached to a domain.
+    /// The endpoints that are attached to a domain, by their untagged traffic or a PASID.
     fn attached(&self) -> Vec<EndpointId> {
-        let attached = self.endpoints.iter().filter(|(_, endpoint)| endpoint.attached.is_some());
+        let attached = self.endpoints.iter().filter(|(_, endpoint)| endpoint.is_attached());
         attached.map(|(&id, _)| id).collect()
     }
 
+    /// Calls `with` for all that is attached of endpoint `id`: its untagged traffic, each PASID.
+    fn each_requester(&self, id: EndpointId, mut with: impl FnMut(Requester)) {
+        let Some(endpoint) = self.endpoints.get(&id) else { return };
+        if endpoint.attached.is_some() {
+            with(Requester::rid(id));
+        }
+        let served = endpoint.pasids.iter().filter(|(pasid, _)| endpoint.pasids.is_served(*pasid));
+        served.for_each(|(pasid, _)| with(Requester { endpoint: id, pasid: Some(pasid) }));
+    }
+
+    /// The PASIDs of `id` that are attached, and their domains.
+    fn pasids_of(&self, id: EndpointId) -> Vec<(Pasid, DomainId)> {
+        self.endpoints.get(&id).map(|endpoint| endpoint.pasids.iter().collect()).unwrap_or_default()
+    }
+
     fn lend(&mut self, host: &mut dyn HostIommu, id: EndpointId) {
+        for (pasid, _) in self.pasids_of(id) {
+            self.send_pasid(host, id, pasid, Target::Blocked);
+        }
         self.send_or_block(host, id, self.unattached_target());
         if let Some(endpoint) = self.endpoints.get_mut(&id) {
             endpoint.lent_to_firmware = true;
@@ -152,9 +195,30 @@ impl Iommu {
     fn take_from_firmware(&mut self, host: &mut dyn HostIommu, id: EndpointId) {
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
         endpoint.lent_to_firmware = false;
-        let Some(attached) = endpoint.attached else { return };
-        let Some(domain) = self.domains.get(&attached) else { return };
-        self.send_or_block(host, id, domain.target(attached));
+        let attached = endpoint.attached;
+        if let Some((id_of, domain)) = attached.and_then(|to| Some((to, self.domains.get(&to)?))) {
+            self.send_or_block(host, id, domain.target(id_of));
+        }
+        for (pasid, domain) in self.pasids_of(id) {
+            self.send_pasid(host, id, pasid, Target::Domain(domain));
+        }
+    }
+
+    /// Sends the DMA of a PASID to `target`; it stays blocked if the host refuses that.
+    fn send_pasid(
+        &mut self,
+        host: &mut dyn HostIommu,
+        endpoint: EndpointId,
+        pasid: Pasid,
+        target: Target,
+    ) {
+        let sent = host.attach(Requester { endpoint, pasid: Some(pasid) }, target);
+        if let Err(error) = &sent {
+            log::error!("PASID {pasid} of {endpoint}: the host refused {target:?}: {error}");
+        }
+        if let Some(state) = self.endpoints.get_mut(&endpoint) {
+            state.pasids.set_served(pasid, sent.is_ok() && target != Target::Blocked);
+        }
     }
 
     /// Sends the DMA of `id` to `target`, or nowhere if the host refuses that, and notes which.

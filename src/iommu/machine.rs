@@ -1,15 +1,19 @@
 //! The state machine's front: what others call.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use viommu_backend::{Capabilities, DomainId, HostError, HostIommu, Target};
-use viommu_pasid::{EndpointId, Requester};
+use viommu_backend::{Capabilities, DomainId, EndpointCapabilities, HostError, HostIommu, Target};
+use viommu_pasid::{EndpointId, Pasid, Requester};
 use viommu_pgtable::{IovaRange, PhysAddr};
 
 use super::decide::Plan;
+use super::pasids::Pasids;
 use super::settings::{EndpointSpec, Settings, SettingsError};
 use super::state::{Domain, Endpoint, Space};
-use crate::protocol::{ConfigSpace, FaultReason, Reply, Request, Status};
+use crate::protocol::{
+    ConfigSpace, FaultReason, Features, Probe, Properties, Reply, Request, Status,
+};
 
 /// What the rings are doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +32,10 @@ pub struct Iommu {
     pub(super) settings: Settings,
     pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
     pub(super) domains: BTreeMap<DomainId, Domain>,
+    /// What the host can do for endpoints, each kind once; known from [`Iommu::start`] on.
+    pub(super) kinds: Vec<Arc<EndpointCapabilities>>,
+    /// PASIDs that were detached, and whose users may not have drained yet.
+    pub(super) freed: Vec<(EndpointId, Pasid)>,
     /// Highest address that a mapping may lead to; the host's word, known from [`Iommu::start`] on.
     pub(super) output_last: PhysAddr,
     pub(super) bypass: bool,
@@ -54,6 +62,18 @@ pub enum StartError {
         input: IovaRange,
         /// What the host translates.
         host_bits: u8,
+    },
+    /// A PROBE could not tell all that there is to tell of an endpoint.
+    #[error(
+        "endpoint {endpoint} has {bytes} bytes of properties, but a probe tells {probe_size} at most"
+    )]
+    Properties {
+        /// Which.
+        endpoint: EndpointId,
+        /// What its properties take, bytes.
+        bytes: usize,
+        /// The settings' room for them, bytes.
+        probe_size: u32,
     },
     /// The host refused an endpoint.
     #[error("endpoint {endpoint}: {source}")]
@@ -84,6 +104,8 @@ impl Iommu {
             settings,
             endpoints: by_id,
             domains: BTreeMap::new(),
+            kinds: Vec::new(),
+            freed: Vec::new(),
             output_last: PhysAddr::new(u64::MAX),
             phase: Phase::Made,
             refusals: 0,
@@ -96,6 +118,7 @@ impl Iommu {
     /// [`StartError`]. The host may have been told of some endpoints; the IOMMU answers no request.
     pub fn start(&mut self, host: &mut dyn HostIommu) -> Result<(), StartError> {
         self.check_host(&host.capabilities())?;
+        self.learn_capabilities(host)?;
         let target = self.unattached_target();
         for (&endpoint, state) in &mut self.endpoints {
             host.attach(Requester::rid(endpoint), target)
@@ -120,13 +143,21 @@ impl Iommu {
             Ok(plan) => plan,
             Err(status) => return status.into(),
         };
-        if let Plan::Probe(endpoint) = plan {
-            return self.properties(endpoint);
-        }
         match self.act(host, &plan) {
-            Ok(()) => Status::OK.into(),
+            Ok(()) => self.reply(&plan),
             Err(error) => self.refused(request, &error).into(),
         }
+    }
+
+    /// What the device offers a driver: the standard's features, and those of the extension that an
+    /// endpoint can make use of. The same at every call once [`start`](Self::start) is done.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        let with_pasids = || self.kinds.iter().filter(|kind| kind.pasid_bits > 0);
+        let mut features = Features::STANDARD;
+        features.set(Features::AUX, with_pasids().next().is_some());
+        features.set(Features::BIND_TABLE, with_pasids().any(|kind| !kind.formats.is_empty()));
+        features
     }
 
     /// What the configuration space says now.
@@ -147,13 +178,23 @@ impl Iommu {
         self.bypass
     }
 
-    /// Why the host refused an access of `endpoint`: it is attached to nothing, or its domain has
-    /// no mapping for the access. `None` for an endpoint that does not exist.
+    /// Why the host refused an access of `requester`: it is attached to nothing, or what it is
+    /// attached to does not lead there. `None` for an endpoint that does not exist.
     #[must_use]
-    pub fn fault_reason(&self, endpoint: EndpointId) -> Option<FaultReason> {
-        let endpoint = self.endpoints.get(&endpoint)?;
-        let through_domain = endpoint.attached.is_some() && !endpoint.lent_to_firmware;
+    pub fn fault_reason(&self, requester: Requester) -> Option<FaultReason> {
+        let endpoint = self.endpoints.get(&requester.endpoint)?;
+        let attached = match requester.pasid {
+            None => endpoint.attached.is_some(),
+            Some(pasid) => endpoint.pasids.is_served(pasid),
+        };
+        let through_domain = attached && !endpoint.lent_to_firmware;
         Some(if through_domain { FaultReason::Mapping } else { FaultReason::Domain })
+    }
+
+    /// PASIDs that are attached, of all endpoints.
+    #[must_use]
+    pub fn pasid_count(&self) -> usize {
+        self.endpoints.values().map(|endpoint| endpoint.pasids.len()).sum()
     }
 
     /// Domains that exist, bypass domains too.
@@ -192,11 +233,46 @@ impl Iommu {
         status
     }
 
-    fn properties(&self, endpoint: EndpointId) -> Reply<'_> {
-        match self.endpoints.get(&endpoint) {
-            Some(state) => Reply::properties(&state.reserved),
-            None => Status::NOENT.into(),
+    /// The answer to a request for which `plan` is done.
+    fn reply(&self, plan: &Plan) -> Reply<'_> {
+        match *plan {
+            Plan::Probe(probe) => self.properties(probe),
+            Plan::AuxAttach(_, pasid, _) | Plan::AuxAttached(pasid) => Reply::pasid(pasid),
+            Plan::Value(value) => Reply::value(value),
+            _ => Status::OK.into(),
         }
+    }
+
+    fn properties(&self, probe: Probe) -> Reply<'_> {
+        let Some(endpoint) = self.endpoints.get(&probe.endpoint) else {
+            return Status::NOENT.into();
+        };
+        let all = endpoint.properties();
+        Reply::properties(Properties {
+            aux: all.aux.filter(|_| probe.aux),
+            formats: if probe.formats { all.formats } else { &[] },
+            ..all
+        })
+    }
+
+    /// Asks the host what it can do for each endpoint.
+    fn learn_capabilities(&mut self, host: &dyn HostIommu) -> Result<(), StartError> {
+        let probe_size = self.settings.probe_size;
+        for (&id, endpoint) in &mut self.endpoints {
+            let capabilities = host.endpoint_capabilities(id);
+            let known = self.kinds.iter().find(|kind| ***kind == capabilities);
+            endpoint.capabilities = known.map_or_else(|| Arc::new(capabilities), Arc::clone);
+            endpoint.pasids = Pasids::new(endpoint.capabilities.pasid_bits);
+            if !self.kinds.iter().any(|kind| Arc::ptr_eq(kind, &endpoint.capabilities)) {
+                self.kinds.push(Arc::clone(&endpoint.capabilities));
+            }
+            let bytes = endpoint.properties().bytes();
+            if u32::try_from(bytes).is_ok_and(|bytes| bytes <= probe_size) {
+                continue;
+            }
+            return Err(StartError::Properties { endpoint: id, bytes, probe_size });
+        }
+        Ok(())
     }
 
     fn check_host(&self, host: &Capabilities) -> Result<(), StartError> {

@@ -1,8 +1,10 @@
 //! The state machine: which request is right, what it changes, and how the host follows.
 //!
-//! What it is: domains, their mappings and who is attached to what (virtio 1.4, 5.13.6). It needs
-//! no virtqueue, no socket and no clock; a [`HostIommu`](viommu_backend::HostIommu) makes its
-//! decisions take effect.
+//! What it is: domains, their mappings, the guest's tables that are bound to them, and who is
+//! attached to what: endpoints' untagged traffic (virtio 1.4, 5.13.6) and their PASIDs
+//! (`docs/aux-domains.md`). It needs no virtqueue, no socket and no clock; a
+//! [`HostIommu`](viommu_backend::HostIommu) makes its decisions take effect, and says what they can
+//! be for each endpoint.
 //!
 //! # One request
 //!
@@ -24,9 +26,14 @@
 //!      whose mappings lie over the endpoint's reserved memory;
 //!   6. NOMEM: a limit of [`Settings`];
 //!   7. what the host says.
+//! - Requests of the extension have its order: INVAL of the bytes, NOENT, UNSUPP, INVAL of the
+//!   state, RANGE, NOMEM, and what the host says.
 //! - MAP and UNMAP cost O(log n) plus the mappings they touch; a MAP that is refused costs no more.
-//! - A domain dies with its last endpoint, its mappings with it (D4): also by an ATTACH elsewhere,
-//!   for Linux sends no DETACH.
+//! - AUX_ATTACH and AUX_DETACH cost O(log n), and a PASID that is attached takes some 40 bytes.
+//! - A domain dies with its last use, its mappings with it (D4): also by an ATTACH elsewhere, for
+//!   Linux sends no DETACH. Uses are attachments, a bound table, and tables of other domains that
+//!   go through its mappings.
+//! - A PASID that was detached is given out again only after the caller's wait for its users.
 //! - Everything a guest can make grow has a limit in [`Settings`].
 //! - DMA of an endpoint that is attached to nothing goes where `bypass` says, and nowhere if the
 //!   host refuses that.
@@ -42,9 +49,11 @@
 //! PASIDs. The MMIO flag of a MAP: translation does not depend on it.
 
 mod act;
+mod bound;
 mod decide;
 mod lifecycle;
 mod machine;
+mod pasids;
 mod settings;
 mod state;
 mod store;

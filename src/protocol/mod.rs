@@ -1,7 +1,7 @@
 //! Bytes to types and back: requests, replies, events, features and the configuration space.
 //!
-//! What it is: the wire format of virtio-iommu (virtio 1.4, 5.13), and nothing else. It keeps no
-//! state and never allocates.
+//! What it is: the wire format of virtio-iommu (virtio 1.4, 5.13) and of its extension by auxiliary
+//! domains (`docs/aux-domains.md`), and nothing else. It keeps no state and never allocates.
 //!
 //! # What it guarantees
 //!
@@ -19,7 +19,8 @@
 //! - writable bytes after the reply are left alone, and the used length does not count them. So the
 //!   work for a request is bounded, however long a chain the guest builds;
 //! - a PROBE whose `properties` is shorter than `probe_size` is answered INVAL in the last four of
-//!   its writable bytes; the others become zero.
+//!   its writable bytes; the others become zero;
+//! - another request whose writable part is shorter than its reply is unknown.
 //!
 //! # What it leaves out
 //!
@@ -36,8 +37,10 @@ mod wire;
 pub use config::{ConfigSpace, ConfigWriteError};
 pub use event::{Event, FaultReason};
 pub use features::Features;
-pub use property::{RESV_MEM_BYTES, ResvKind, ResvMem};
+pub use property::{AuxFlags, AuxProperty, Properties, RESV_MEM_BYTES, ResvKind, ResvMem};
 pub use reply::{Reply, Status};
 pub use request::{
-    Attach, Decoded, Detach, MAX_READABLE_BYTES, Map, Probe, Request, RequestKind, Unmap, decode,
+    Attach, Attribute, AuxAttach, AuxDetach, BindTable, Decoded, Detach, GuestTable, Invalidate,
+    MAX_PLAIN_REPLY_BYTES, MAX_READABLE_BYTES, Map, PasidChoice, Probe, Request, RequestKind,
+    Unmap, decode,
 };

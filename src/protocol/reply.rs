@@ -2,7 +2,12 @@
 
 use std::fmt;
 
-use super::property::ResvMem;
+use viommu_pasid::Pasid;
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::{U32, U64};
+
+use super::property::Properties;
+use super::wire::aux::{AuxAttachReply, GetAttrReply};
 
 /// The status of a reply (virtio 1.4, 5.13.6.2).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -75,14 +80,35 @@ impl fmt::Debug for Status {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reply<'a> {
     status: Status,
-    regions: &'a [ResvMem],
+    body: Body<'a>,
+}
+
+/// What a reply carries before its tail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Body<'a> {
+    Nothing,
+    Properties(Properties<'a>),
+    Pasid(Pasid),
+    Value(u64),
 }
 
 impl<'a> Reply<'a> {
-    /// The answer to a PROBE that found an endpoint with these reserved regions.
+    /// The answer to a PROBE that found an endpoint with these properties.
     #[must_use]
-    pub const fn properties(regions: &'a [ResvMem]) -> Self {
-        Self { status: Status::OK, regions }
+    pub const fn properties(properties: Properties<'a>) -> Self {
+        Self { status: Status::OK, body: Body::Properties(properties) }
+    }
+
+    /// The answer to an AUX_ATTACH that is done: at which PASID.
+    #[must_use]
+    pub const fn pasid(pasid: Pasid) -> Self {
+        Self { status: Status::OK, body: Body::Pasid(pasid) }
+    }
+
+    /// The answer to a GET_ATTR.
+    #[must_use]
+    pub const fn value(value: u64) -> Self {
+        Self { status: Status::OK, body: Body::Value(value) }
     }
 
     /// The status.
@@ -91,33 +117,35 @@ impl<'a> Reply<'a> {
         self.status
     }
 
-    /// The reserved regions that the reply carries; none but in the answer to a PROBE.
-    #[must_use]
-    pub const fn regions(&self) -> &'a [ResvMem] {
-        self.regions
-    }
-
     /// Writes all of `bytes`, which is what [`Decoded::Request`](super::Decoded::Request) calls
-    /// `reply_bytes` long: properties, zeros, and the tail at the end.
+    /// `reply_bytes` long: what the reply carries, zeros, and the tail at the end.
     ///
-    /// A region for which no room is left is not written, nor is any after it. Who makes endpoints
-    /// checks that all fit into `probe_size`.
+    /// A property for which no room is left is not written, nor is any after it. Who makes
+    /// endpoints checks that all fit into `probe_size`.
     pub fn encode(&self, bytes: &mut [u8]) {
         bytes.fill(0);
-        let Some((properties, tail)) = bytes.split_last_chunk_mut::<4>() else { return };
-        let mut rest = properties;
-        for region in self.regions {
-            let Some((property, after)) = rest.split_first_chunk_mut() else { break };
-            *property = region.encode();
-            rest = after;
+        let Some((room, tail)) = bytes.split_last_chunk_mut::<4>() else { return };
+        match self.body {
+            Body::Nothing => {}
+            Body::Properties(properties) => properties.encode(room),
+            Body::Pasid(pasid) => {
+                put(&AuxAttachReply { pasid: U32::new(pasid.raw()), reserved: [0; 4] }, room);
+            }
+            Body::Value(value) => put(&GetAttrReply { value: U64::new(value) }, room),
         }
         *tail = [self.status.raw(), 0, 0, 0];
     }
 }
 
+/// Writes `value` to the start of `room`, which is long enough: a shorter request is unknown.
+fn put(value: &(impl IntoBytes + zerocopy::Immutable), room: &mut [u8]) {
+    let written = value.write_to_prefix(room);
+    debug_assert!(written.is_ok(), "decode leaves room for the reply");
+}
+
 impl From<Status> for Reply<'_> {
     fn from(status: Status) -> Self {
-        Self { status, regions: &[] }
+        Self { status, body: Body::Nothing }
     }
 }
 
@@ -125,8 +153,12 @@ impl From<Status> for Reply<'_> {
 mod tests {
     use viommu_pgtable::{Iova, IovaRange};
 
-    use super::super::property::{RESV_MEM_BYTES, ResvKind};
+    use super::super::property::{RESV_MEM_BYTES, ResvKind, ResvMem};
     use super::*;
+
+    fn with_regions(regions: &[ResvMem]) -> Reply<'_> {
+        Reply::properties(Properties { regions, ..Properties::default() })
+    }
 
     fn region(start: u64) -> ResvMem {
         let range = IovaRange::with_len(Iova::new(start), 0x1000).unwrap();
@@ -144,7 +176,7 @@ mod tests {
     fn properties_come_first_then_zeros_then_the_tail() {
         let regions = [region(0x1000), region(0x4000)];
         let mut bytes = [0xaa; 64 + 4];
-        Reply::properties(&regions).encode(&mut bytes);
+        with_regions(&regions).encode(&mut bytes);
         let mut expected = [0; 68];
         expected[..24].copy_from_slice(&regions[0].encode());
         expected[24..48].copy_from_slice(&regions[1].encode());
@@ -164,9 +196,20 @@ mod tests {
     fn a_property_is_written_whole_or_not() {
         let regions = [region(0x1000), region(0x4000)];
         let mut bytes = [0xaa; RESV_MEM_BYTES + 23 + 4];
-        Reply::properties(&regions).encode(&mut bytes);
+        with_regions(&regions).encode(&mut bytes);
         let mut expected = [0; RESV_MEM_BYTES + 23 + 4];
         expected[..24].copy_from_slice(&regions[0].encode());
         assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn an_attached_pasid_and_a_value_come_before_the_tail() {
+        let mut bytes = [0xaa; 12];
+        Reply::pasid(Pasid::new(0x1_2345).unwrap()).encode(&mut bytes);
+        assert_eq!(bytes, [0x45, 0x23, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        Reply::value(0x1_0000_0002).encode(&mut bytes);
+        assert_eq!(bytes, [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        Reply::from(Status::NOMEM).encode(&mut bytes);
+        assert_eq!(bytes, [0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0]);
     }
 }

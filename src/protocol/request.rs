@@ -1,17 +1,25 @@
 //! What the guest asks for.
 
+mod aux;
+
+pub use aux::{Attribute, AuxAttach, AuxDetach, BindTable, GuestTable, Invalidate, PasidChoice};
+
 use bitflags::bitflags;
 use viommu_backend::DomainId;
 use viommu_pasid::EndpointId;
 use viommu_pgtable::{Access, Iova, IovaRange, PhysAddr};
 use zerocopy::FromBytes;
 
+use super::wire::aux::{AuxAttachReply, GetAttrReply};
 use super::wire::{AttachRequest, DetachRequest, MapRequest, ProbeRequest, Tail, UnmapRequest};
 use super::{Features, Status};
 
 /// The longest readable part that means anything, bytes: PROBE's. What follows is ignored, so a
 /// caller may hand over a copy that is cut there.
 pub const MAX_READABLE_BYTES: usize = size_of::<ProbeRequest>();
+
+/// The longest reply but PROBE's, bytes: a value and the tail.
+pub const MAX_PLAIN_REPLY_BYTES: usize = size_of::<GetAttrReply>() + size_of::<Tail>();
 
 bitflags! {
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,17 +48,43 @@ pub enum RequestKind {
     Unmap,
     /// Type 5.
     Probe,
+    /// Type 0x40.
+    AuxEnable,
+    /// Type 0x41.
+    AuxDisable,
+    /// Type 0x42.
+    AuxAttach,
+    /// Type 0x43.
+    AuxDetach,
+    /// Type 0x44.
+    GetAttr,
+    /// Type 0x45.
+    BindTable,
+    /// Type 0x46.
+    UnbindTable,
+    /// Type 0x47.
+    Invalidate,
 }
 
 impl RequestKind {
-    /// The kind of type `raw` among `features`.
+    /// The kind of type `raw` among `features`: its own feature, and what that needs.
     fn negotiated(raw: u8, features: Features) -> Option<Self> {
+        let aux = Features::AUX | Features::MAP_UNMAP;
+        let bind = Features::BIND_TABLE | Features::MAP_UNMAP;
         let (kind, needs) = match raw {
             1 => (Self::Attach, Features::empty()),
             2 => (Self::Detach, Features::empty()),
             3 => (Self::Map, Features::MAP_UNMAP),
             4 => (Self::Unmap, Features::MAP_UNMAP),
             5 => (Self::Probe, Features::PROBE),
+            0x40 => (Self::AuxEnable, aux),
+            0x41 => (Self::AuxDisable, aux),
+            0x42 => (Self::AuxAttach, aux),
+            0x43 => (Self::AuxDetach, aux),
+            0x44 => (Self::GetAttr, aux),
+            0x45 => (Self::BindTable, bind),
+            0x46 => (Self::UnbindTable, bind),
+            0x47 => (Self::Invalidate, bind),
             _ => return None,
         };
         features.contains(needs).then_some(kind)
@@ -106,6 +140,10 @@ pub struct Unmap {
 pub struct Probe {
     /// Of whom the properties are asked.
     pub endpoint: EndpointId,
+    /// Whether the driver knows of PASIDs: property AUX.
+    pub aux: bool,
+    /// Whether it knows of tables: properties TABLE_FORMAT.
+    pub formats: bool,
 }
 
 /// A request whose reserved fields and flags are as they must be.
@@ -121,12 +159,28 @@ pub enum Request {
     Unmap(Unmap),
     /// See [`Probe`].
     Probe(Probe),
+    /// AUX_ENABLE: PASIDs of the endpoint can be attached.
+    AuxEnable(EndpointId),
+    /// AUX_DISABLE: no more.
+    AuxDisable(EndpointId),
+    /// See [`AuxAttach`].
+    AuxAttach(AuxAttach),
+    /// See [`AuxDetach`].
+    AuxDetach(AuxDetach),
+    /// GET_ATTR.
+    GetAttr(Attribute),
+    /// See [`BindTable`].
+    BindTable(BindTable),
+    /// UNBIND_TABLE: the table that is bound to the domain is taken away.
+    UnbindTable(DomainId),
+    /// See [`Invalidate`].
+    Invalidate(Invalidate),
 }
 
 /// What [`decode`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decoded {
-    /// Too short, without room for a tail, of a type that does not exist or was not negotiated: the
+    /// Too short, without room for the reply, of a type that does not exist or was not negotiated: the
     /// buffer stays untouched, the used length is 0 (O2, P3).
     Unknown,
     /// To be answered.
@@ -134,7 +188,7 @@ pub enum Decoded {
         /// Its type.
         kind: RequestKind,
         /// Length of the reply and used length: the first bytes of the writable part. At least 4,
-        /// at most `probe_size` + 4.
+        /// at most `probe_size` + 4 or [`MAX_PLAIN_REPLY_BYTES`].
         reply_bytes: usize,
         /// The request, or the status that answers it because a field breaks a rule.
         request: Result<Request, Status>,
@@ -164,14 +218,18 @@ fn read(bytes: &[u8], writable: usize, features: Features, probe_size: u32) -> O
         RequestKind::Detach => Ok(detach(&prefix(bytes)?)),
         RequestKind::Map => map(&prefix(bytes)?, features),
         RequestKind::Unmap => unmap(&prefix(bytes)?),
-        RequestKind::Probe => probe(&prefix(bytes)?, writable, probe_size),
+        RequestKind::Probe => probe(&prefix(bytes)?, features, writable, probe_size),
+        extension => aux::read(extension, bytes)?,
     };
-    let own = match kind {
-        RequestKind::Probe => probe_reply_bytes(probe_size),
+    let reply_bytes = match kind {
+        // P6 says what becomes of a short one
+        RequestKind::Probe => probe_reply_bytes(probe_size).min(writable),
+        RequestKind::AuxAttach => size_of::<AuxAttachReply>() + size_of::<Tail>(),
+        RequestKind::GetAttr => size_of::<GetAttrReply>() + size_of::<Tail>(),
         _ => size_of::<Tail>(),
     };
-    let reply_bytes = own.min(writable);
-    (reply_bytes >= size_of::<Tail>()).then_some(Decoded::Request { kind, reply_bytes, request })
+    let has_room = (size_of::<Tail>()..=writable).contains(&reply_bytes);
+    has_room.then_some(Decoded::Request { kind, reply_bytes, request })
 }
 
 /// The structure at the start of `bytes`, `None` if they are too short.
@@ -237,14 +295,23 @@ fn unmap(wire: &UnmapRequest) -> Result<Request, Status> {
 }
 
 /// Rules P1 and P6.
-fn probe(wire: &ProbeRequest, writable: usize, probe_size: u32) -> Result<Request, Status> {
+fn probe(
+    wire: &ProbeRequest,
+    features: Features,
+    writable: usize,
+    probe_size: u32,
+) -> Result<Request, Status> {
     if writable < probe_reply_bytes(probe_size) {
         return Err(Status::INVAL);
     }
-    Ok(Request::Probe(Probe { endpoint: EndpointId::new(wire.endpoint.get()) }))
+    Ok(Request::Probe(Probe {
+        endpoint: EndpointId::new(wire.endpoint.get()),
+        aux: features.contains(Features::AUX),
+        formats: features.contains(Features::BIND_TABLE),
+    }))
 }
 
-/// The range of a MAP or UNMAP, both ends inclusive on the wire; reversed, it is none: INVAL.
+/// The range of a MAP, UNMAP or INVALIDATE, both ends inclusive on the wire; reversed, it is none: INVAL.
 fn range(virt_start: u64, virt_end: u64) -> Result<IovaRange, Status> {
     IovaRange::new(Iova::new(virt_start), Iova::new(virt_end)).ok_or(Status::INVAL)
 }

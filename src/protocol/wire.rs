@@ -2,7 +2,9 @@
 //! packed.
 //!
 //! Each is named after the specification's, and holds only one direction: what the device reads of
-//! a request, or what it writes.
+//! a request, or what it writes. Those of the extension are in [`aux`].
+
+pub(super) mod aux;
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -88,7 +90,7 @@ pub(super) struct ResvMemProperty {
     pub(super) end: U64,
 }
 
-/// `struct virtio_iommu_fault`.
+/// `struct virtio_iommu_fault`; `pasid` is `reserved1` to a driver without the extension.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct Fault {
@@ -96,7 +98,7 @@ pub(super) struct Fault {
     pub(super) reserved: [u8; 3],
     pub(super) flags: U32,
     pub(super) endpoint: U32,
-    pub(super) reserved1: U32,
+    pub(super) pasid: U32,
     pub(super) address: U64,
 }
 

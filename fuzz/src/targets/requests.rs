@@ -64,7 +64,11 @@ fn expected(bytes: &[u8], writable: usize, features: Features, probe_size: u32) 
         RequestKind::Unmap => (unmap(bytes), TAIL),
         _ => {
             let own = usize::try_from(probe_size).unwrap() + TAIL;
-            let probe = Request::Probe(Probe { endpoint: endpoint(bytes, 4) });
+            let probe = Request::Probe(Probe {
+                endpoint: endpoint(bytes, 4),
+                aux: features.contains(Features::AUX),
+                formats: features.contains(Features::BIND_TABLE),
+            });
             (if writable < own { Err(Status::INVAL) } else { Ok(probe) }, own)
         }
     };

@@ -72,8 +72,7 @@ impl<const N: usize> Chunk<N> {
     }
 
     /// All of them, in order.
-    #[cfg(test)]
-    pub(super) fn iter(&self) -> impl Iterator<Item = Mapping> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = Mapping> + '_ {
         (0..self.len).filter_map(|at| self.get(at))
     }
 

@@ -25,17 +25,17 @@ fn every_refusal_is_undone(prepare: impl Fn() -> Rig, step: impl Fn(&mut Rig) ->
 fn both_attached() -> Rig {
     let mut rig = Rig::attached();
     assert_eq!(rig.attach_bypass(B, 2), Status::OK);
-    rig.host.take_calls();
+    rig.calls();
     rig
 }
 
 #[test]
 fn a_refused_request_leaves_state_and_host_as_they_were() {
     let cases = [
-        (attach(A, 3, false), 2),
+        (attach(A, 3, false), 3),
         (attach(A, 3, true), 1),
         (attach(A, 2, true), 1),
-        (attach(B, 1, false), 1),
+        (attach(B, 1, false), 2),
         // to nowhere, since bypass is off: no host refuses that
         (Request::Detach(Detach { domain: domain(1), endpoint: A }), 0),
         (map(1, pages(50, 60), output(50)), 1),
@@ -64,7 +64,7 @@ fn a_domain_that_was_made_for_a_refused_attach_is_ended_again() {
     rig.host.fail_after(1);
     assert_eq!(rig.attach(A, 3), Status::IOERR);
     let calls = [Call::CreateDomain(domain(3)), Call::DestroyDomain(domain(3))];
-    assert_eq!(rig.host.take_calls(), calls);
+    assert_eq!(rig.calls(), calls);
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_refused_change_of_bypass_is_undone_in_reverse() {
     rig.host.fail_after(1);
     rig.iommu.set_bypass(&mut rig.host, true).unwrap_err();
     let calls = [attached_call(A, Target::Identity), attached_call(A, Target::Blocked)];
-    assert_eq!(rig.host.take_calls(), calls);
+    assert_eq!(rig.calls(), calls);
 }
 
 #[test]
@@ -94,17 +94,13 @@ fn start_names_the_endpoint_that_the_host_refused_and_serves_nothing() {
 fn an_endpoint_whose_reset_the_host_refuses_is_blocked_and_its_domain_ends() {
     let mut rig = Rig::attached();
     rig.iommu.set_bypass(&mut rig.host, true).unwrap();
-    rig.host.take_calls();
+    rig.calls();
     rig.host.fail_after(0);
     rig.iommu.reset(&mut rig.host);
     let calls = [attached_call(A, Target::Blocked), Call::DestroyDomain(domain(1))];
-    assert_eq!(rig.host.take_calls(), calls);
+    assert_eq!(rig.calls(), calls);
     rig.iommu.reset(&mut rig.host);
-    assert_eq!(
-        rig.host.take_calls(),
-        [attached_call(A, Target::Identity)],
-        "the next one tries again"
-    );
+    assert_eq!(rig.calls(), [attached_call(A, Target::Identity)], "the next one tries again");
 }
 
 #[test]
@@ -112,11 +108,11 @@ fn an_endpoint_that_the_host_does_not_restore_is_blocked_until_the_guest_attache
     let mut rig = Rig::attached();
     rig.iommu.function_reset(&mut rig.host, A);
     rig.iommu.park(&mut rig.host);
-    rig.host.take_calls();
+    rig.calls();
     rig.host.fail_after(0);
     rig.iommu.resume(&mut rig.host);
-    assert_eq!(rig.host.take_calls(), [attached_call(A, Target::Blocked)]);
+    assert_eq!(rig.calls(), [attached_call(A, Target::Blocked)]);
     assert_eq!(rig.attach(A, 1), Status::OK);
-    assert_eq!(rig.host.take_calls(), [attached_call(A, Target::Domain(domain(1)))]);
+    assert_eq!(rig.calls(), [attached_call(A, Target::Domain(domain(1)))]);
     assert_eq!(rig.iommu.mapping_count(), 2);
 }

@@ -7,20 +7,88 @@ mod mapping_rows;
 mod model;
 mod store;
 
-use viommu_backend::{Call, Capabilities, DomainId, Recording, Target};
-use viommu_pasid::{EndpointId, Requester};
-use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
+use viommu_backend::{
+    Call, Capabilities, DomainId, EndpointCapabilities, FirstFormat, HostIommu, Recording,
+    TableFormat, Target,
+};
+use viommu_pasid::smmuv3::{ContextControls, ContextDescriptor, Stage1Table, Stage1Tables};
+use viommu_pasid::vtd::{FirstControls, FirstLevel};
+use viommu_pasid::{EndpointId, FirstTable, Pasid, Requester};
+use viommu_pgtable::{Access, ArmStage1, Granule, Iova, IovaRange, Mapping, PhysAddr};
 
 use super::{EndpointSpec, Iommu, Settings};
-use crate::protocol::{Attach, Detach, Map, Probe, Reply, Request, Status, Unmap};
+use crate::protocol::{Attach, Detach, GuestTable, Map, Probe, Reply, Request, Status, Unmap};
 
 const A: EndpointId = EndpointId::new(0x10);
 const B: EndpointId = EndpointId::new(0x18);
+const C: EndpointId = EndpointId::new(0x20);
 const STRANGER: EndpointId = EndpointId::new(0x99);
 
 /// What the host can do: 47 bits of output, so that an output can be too high.
 const HOST: Capabilities =
     Capabilities { page_size_mask: 0x4020_1000, input_bits: 64, output_last: (1 << 47) - 1 };
+
+/// VT-d tables of four levels, with roots below the host's 47 bits.
+const VTD_TABLES: TableFormat = TableFormat {
+    format: FirstFormat::VtdFirst,
+    input_bits: 48,
+    output_bits: 47,
+    page_size_mask: HOST.page_size_mask,
+};
+
+/// Arm tables, likewise.
+const ARM_TABLES: TableFormat = TableFormat { format: FirstFormat::ArmStage1, ..VTD_TABLES };
+
+/// An endpoint each of whose PASIDs has a second level of its own.
+fn like_vtd(pasid_bits: u8) -> EndpointCapabilities {
+    EndpointCapabilities {
+        pasid_bits,
+        own_second_level: true,
+        parent: true,
+        identity: true,
+        formats: vec![VTD_TABLES],
+    }
+}
+
+/// An endpoint that has one second level for all of its traffic.
+fn like_smmu(pasid_bits: u8) -> EndpointCapabilities {
+    EndpointCapabilities {
+        own_second_level: false,
+        formats: vec![ARM_TABLES],
+        ..like_vtd(pasid_bits)
+    }
+}
+
+fn vtd_table(root: u64) -> GuestTable {
+    GuestTable::VtdFirst { root: PhysAddr::new(root), five_levels: false }
+}
+
+fn arm_table(root: u64) -> GuestTable {
+    GuestTable::ArmStage1 { root: PhysAddr::new(root), tcr: arm_format().tcr(), mair: 0xff }
+}
+
+fn arm_format() -> ArmStage1 {
+    ArmStage1::new(Granule::K4, 48, 48).unwrap()
+}
+
+/// What a host is told of a table that can be bound.
+fn host_table(table: &GuestTable) -> FirstTable {
+    match *table {
+        GuestTable::VtdFirst { root, five_levels } => {
+            FirstTable::Vtd(FirstLevel { root, five_levels, controls: FirstControls::default() })
+        }
+        GuestTable::ArmStage1 { root, mair, .. } => {
+            let table = Stage1Table::new(root, arm_format()).unwrap();
+            FirstTable::Arm(ContextDescriptor {
+                tables: Stage1Tables::lower_only(table),
+                asid: 0,
+                mair,
+                controls: ContextControls::default(),
+            })
+        }
+        GuestTable::Unknown => panic!("no host is told of it"),
+    }
+}
 
 /// Settings of which the whole 64-bit space can be mapped.
 fn settings() -> Settings {
@@ -34,6 +102,10 @@ fn pages(first: u64, last: u64) -> IovaRange {
 
 fn rid(endpoint: EndpointId) -> Requester {
     Requester::rid(endpoint)
+}
+
+fn tagged(endpoint: EndpointId, pasid: u32) -> Requester {
+    Requester { endpoint, pasid: Some(Pasid::new(pasid).unwrap()) }
 }
 
 fn domain(id: u32) -> DomainId {
@@ -65,7 +137,21 @@ impl Rig {
     }
 
     fn with_endpoints(settings: Settings, endpoints: Vec<EndpointSpec>) -> Self {
+        let plain = |spec| (spec, EndpointCapabilities::default());
+        Self::with_capabilities(settings, endpoints.into_iter().map(plain))
+    }
+
+    /// The same for endpoints for which the host can do more.
+    fn with_capabilities(
+        settings: Settings,
+        endpoints: impl IntoIterator<Item = (EndpointSpec, EndpointCapabilities)>,
+    ) -> Self {
         let mut host = Recording::new(HOST);
+        let offer = |(spec, capabilities): (EndpointSpec, _)| {
+            host.offer(spec.id, capabilities);
+            spec
+        };
+        let endpoints = endpoints.into_iter().map(offer).collect();
         let mut iommu = Iommu::new(settings, endpoints).unwrap();
         iommu.start(&mut host).unwrap();
         host.take_calls();
@@ -78,8 +164,15 @@ impl Rig {
         assert_eq!(rig.attach(A, 1), Status::OK);
         assert_eq!(rig.map(1, 0, 9), Status::OK);
         assert_eq!(rig.map(1, 20, 29), Status::OK);
-        rig.host.take_calls();
+        rig.calls();
         rig
+    }
+
+    /// Takes the record of the calls, [`Call::Prepare`] left out: it changes no translation.
+    fn calls(&mut self) -> Vec<Call> {
+        let mut calls = self.host.take_calls();
+        calls.retain(|call| !matches!(call, Call::Prepare(..)));
+        calls
     }
 
     fn request(&mut self, request: &Request) -> Status {
@@ -107,13 +200,13 @@ impl Rig {
     }
 
     fn probe(&mut self, endpoint: EndpointId) -> Reply<'_> {
-        self.iommu.request(&mut self.host, &Request::Probe(Probe { endpoint }))
+        self.iommu.request(&mut self.host, &probe(endpoint))
     }
 
     /// Everything that there is to compare of before and after.
     fn snapshot(&self) -> (String, viommu_backend::State) {
-        let Iommu { endpoints, domains, bypass, phase, .. } = &self.iommu;
-        let state = format!("{endpoints:?} {domains:?} {bypass} {phase:?}");
+        let Iommu { endpoints, domains, bypass, phase, freed, .. } = &self.iommu;
+        let state = format!("{endpoints:?} {domains:?} {bypass} {phase:?} {freed:?}");
         (state, self.host.state().clone())
     }
 
@@ -133,6 +226,11 @@ impl Rig {
 
 fn attach(endpoint: EndpointId, id: u32, bypass: bool) -> Request {
     Request::Attach(Attach { domain: domain(id), endpoint, bypass })
+}
+
+/// As a driver without the extension asks.
+fn probe(endpoint: EndpointId) -> Request {
+    Request::Probe(Probe { endpoint, aux: false, formats: false })
 }
 
 fn map(id: u32, iova: IovaRange, oa: PhysAddr) -> Request {

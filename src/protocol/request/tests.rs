@@ -1,9 +1,11 @@
 //! Decoding, one claim a test.
 
+mod extension;
+
 use super::*;
 
 const PROBE_SIZE: u32 = 512;
-const ALL: Features = Features::OFFERED;
+const ALL: Features = Features::all();
 
 /// The readable bytes of a request: type, three reserved bytes that must not matter, the rest.
 fn bytes(kind: u8, fields: &[&[u8]]) -> Vec<u8> {
@@ -87,7 +89,11 @@ fn each_request_is_decoded_whatever_its_head_reserves() {
         (
             probe_bytes(),
             516,
-            known(RequestKind::Probe, 516, Ok(Request::Probe(Probe { endpoint }))),
+            known(
+                RequestKind::Probe,
+                516,
+                Ok(Request::Probe(Probe { endpoint, aux: true, formats: true })),
+            ),
         ),
     ];
     for (readable, writable, expected) in cases {
@@ -117,8 +123,9 @@ fn a_request_without_room_for_a_tail_is_unknown() {
 }
 
 #[test]
-fn every_type_but_one_to_five_is_unknown() {
-    for kind in (0..=255).filter(|kind| !(1..=5).contains(kind)) {
+fn every_type_but_those_of_the_standard_and_the_extension_is_unknown() {
+    let known = |kind| (1..=5).contains(&kind) || (0x40..=0x47).contains(&kind);
+    for kind in (0..=255).filter(|kind| !known(*kind)) {
         assert_eq!(decode(&bytes(kind, &[&[0; 68]]), 516, ALL, PROBE_SIZE), Decoded::Unknown);
     }
 }
@@ -145,7 +152,8 @@ fn writable_bytes_after_the_reply_are_not_counted() {
     let huge = usize::MAX;
     let expected = known(RequestKind::Attach, 4, Ok(attach_to(false)));
     assert_eq!(decode(&attach_bytes(0, 0), huge, ALL, PROBE_SIZE), expected);
-    let probe = Ok(Request::Probe(Probe { endpoint: EndpointId::new(0x10) }));
+    let probe =
+        Ok(Request::Probe(Probe { endpoint: EndpointId::new(0x10), aux: true, formats: true }));
     let expected = known(RequestKind::Probe, 516, probe);
     assert_eq!(decode(&probe_bytes(), huge, ALL, PROBE_SIZE), expected);
 }
