@@ -1,6 +1,7 @@
 //! Who does a DMA: an endpoint, perhaps with a PASID.
 
 use core::fmt;
+use core::num::NonZeroU32;
 
 /// A PCI function: `segment << 16 | bus << 8 | device << 3 | function`.
 ///
@@ -64,22 +65,25 @@ impl fmt::Debug for EndpointId {
 /// A process address space id: 20 bits, not 0 (0 is the endpoint's untagged traffic).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
-pub struct Pasid(u32);
+pub struct Pasid(NonZeroU32);
 
 impl Pasid {
     /// The largest PASID (PCIe 6.0, 6.20: 20 bits).
-    pub const MAX: Self = Self((1 << 20) - 1);
+    pub const MAX: Self = Self(NonZeroU32::new((1 << 20) - 1).unwrap());
 
     /// The PASID `raw`; `None` for 0 and for more than 20 bits.
     #[must_use]
     pub const fn new(raw: u32) -> Option<Self> {
-        if raw == 0 || raw > Self::MAX.0 { None } else { Some(Self(raw)) }
+        match NonZeroU32::new(raw) {
+            Some(number) if raw <= Self::MAX.raw() => Some(Self(number)),
+            _ => None,
+        }
     }
 
     /// The number.
     #[must_use]
     pub const fn raw(self) -> u32 {
-        self.0
+        self.0.get()
     }
 }
 
@@ -103,6 +107,9 @@ pub struct Requester {
     /// The tag, if the DMA carries one.
     pub pasid: Option<Pasid>,
 }
+
+// tables of a million of them are kept
+const _: () = assert!(size_of::<Requester>() == 8);
 
 impl Requester {
     /// The untagged traffic of `endpoint`.

@@ -6,8 +6,11 @@
 //! 64-bit pointer to the leaf stored. To clear one, its first word, which holds its valid bit, is
 //! zeroed: a reader that saw it before finds the other words as they were, and the slot is not
 //! written again, because the next set goes into another copy.
+//!
+//! Entries that change together are [`Staged`] first: all copies are made, then all pointers stored.
 
 use core::fmt;
+use std::collections::BTreeMap;
 
 use viommu_pgtable::{OutOfTables, PhysAddr, TableMemory, TableStore};
 
@@ -86,23 +89,39 @@ impl Leaves {
         index: u32,
         words: &[u64; WORDS],
     ) -> Result<(), OutOfTables> {
-        let old = self.leaf(store, slot);
-        let new = store.alloc_pages(1)?;
-        let mut live = 0;
-        if let Some(old) = old {
-            copy(store, old, new);
-            live = store.live(old);
-        }
-        if !self.is_valid(store, new, index) {
-            live += 1;
-        }
-        store.set_live(new, live);
-        write(store, entry_at(new, index), words);
-        store.store(slot, new.raw() | self.link);
-        if let Some(old) = old {
-            store.free_pages(old, 1);
-        }
+        let mut staged = Staged::default();
+        self.stage(store, slot, (index, words), &mut staged)?;
+        staged.commit(store);
         Ok(())
+    }
+
+    /// Makes `entry`, an index and its words below the pointer at `slot`, part of `staged`.
+    ///
+    /// # Errors
+    /// If no table page is left for a copy of the leaf; `staged` is as before.
+    pub(crate) fn stage<S: TableStore>(
+        self,
+        store: &mut S,
+        slot: PhysAddr,
+        entry: (u32, &[u64; WORDS]),
+        staged: &mut Staged,
+    ) -> Result<(), OutOfTables> {
+        let leaf = match staged.copy_of(slot) {
+            Some(leaf) => leaf,
+            None => staged.copy(store, slot, self)?,
+        };
+        let (index, words) = entry;
+        if !self.is_valid(store, leaf, index) {
+            let live = store.live(leaf);
+            store.set_live(leaf, live + 1);
+        }
+        write(store, entry_at(leaf, index), words);
+        Ok(())
+    }
+
+    /// True if entry `index`, below the pointer at `slot`, is valid.
+    pub(crate) fn holds<S: TableMemory>(self, store: &S, slot: PhysAddr, index: u32) -> bool {
+        self.leaf(store, slot).is_some_and(|leaf| self.is_valid(store, leaf, index))
     }
 
     /// Clears entry `index`, below the pointer at `slot`: from now on its requests fault. A leaf
@@ -128,6 +147,73 @@ impl Leaves {
 
     fn is_valid<S: TableMemory>(self, store: &S, leaf: PhysAddr, index: u32) -> bool {
         store.load(entry_at(leaf, index)).is_some_and(|word| word & self.valid != 0)
+    }
+}
+
+/// Changes of entries that are written and not in force: copies of leaves to which nothing leads.
+///
+/// To be ended by [`commit`](Self::commit) or [`discard`](Self::discard); one that is dropped keeps
+/// its pages.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Staged {
+    /// In the order in which they come into force.
+    copies: Vec<LeafCopy>,
+    /// Place in `copies` of the copy for each pointer.
+    by_slot: BTreeMap<PhysAddr, usize>,
+}
+
+/// A leaf that will take another's place.
+#[derive(Debug)]
+struct LeafCopy {
+    /// Where the pointer is.
+    slot: PhysAddr,
+    leaf: PhysAddr,
+    /// What the pointer holds below bit 12.
+    link: u64,
+    old: Option<PhysAddr>,
+}
+
+impl Staged {
+    /// Brings all changes into force, in the order in which they were staged: one 64-bit store for
+    /// each leaf. The old leaves are freed.
+    pub fn commit<S: TableStore>(self, store: &mut S) {
+        for copy in self.copies {
+            store.store(copy.slot, copy.leaf.raw() | copy.link);
+            if let Some(old) = copy.old {
+                store.free_pages(old, 1);
+            }
+        }
+    }
+
+    /// Gives the copies back; nothing has changed.
+    pub fn discard<S: TableStore>(self, store: &mut S) {
+        for copy in self.copies {
+            store.free_pages(copy.leaf, 1);
+        }
+    }
+
+    fn copy_of(&self, slot: PhysAddr) -> Option<PhysAddr> {
+        Some(self.copies.get(*self.by_slot.get(&slot)?)?.leaf)
+    }
+
+    /// Copies the leaf that the pointer at `slot` leads to, or makes an empty one.
+    fn copy<S: TableStore>(
+        &mut self,
+        store: &mut S,
+        slot: PhysAddr,
+        leaves: Leaves,
+    ) -> Result<PhysAddr, OutOfTables> {
+        let old = leaves.leaf(store, slot);
+        let leaf = store.alloc_pages(1)?;
+        if let Some(old) = old {
+            copy(store, old, leaf);
+            let live = store.live(old);
+            store.set_live(leaf, live);
+        }
+        self.by_slot.insert(slot, self.copies.len());
+        self.copies.push(LeafCopy { slot, leaf, link: leaves.link, old });
+        Ok(leaf)
     }
 }
 

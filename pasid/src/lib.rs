@@ -43,6 +43,6 @@ pub mod vtd;
 
 pub use alloc::{Allocator, ReserveError};
 pub use endpoint::{EndpointId, Pasid, Requester};
-pub use leaf::SetError;
+pub use leaf::{SetError, Staged};
 pub use lookup::{FirstTable, LookupFault, Route, SecondTable, Structures, lookup};
 pub use space::{Memories, Space, Spaces};

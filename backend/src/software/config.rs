@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use viommu_iotlb::{Arch, HubConfig};
 use viommu_pasid::EndpointId;
 use viommu_pasid::vtd::AddressWidth;
-use viommu_pgtable::{ArmStage1, Granule, OutOfTables, VtdSecond};
+use viommu_pgtable::{ArmStage1, ArmStage2, Granule, OutOfTables, VtdSecond};
 
 use super::layout::{Layout, SmmuV3, Vtd};
 use crate::Capabilities;
@@ -134,9 +134,13 @@ impl SoftwareConfig {
         let offered = [39, 48].contains(&bits);
         let format = ArmStage1::new(Granule::K4, bits, SMMU_OUTPUT_BITS).ok();
         let format = format.filter(|_| offered).ok_or(SoftwareError::SmmuWidth { bits })?;
+        // a stage 2 of 39 bits has three levels, of 48 bits four
+        let levels = if bits == 39 { 3 } else { 4 };
+        let below = ArmStage2::new(Granule::K4, levels, bits, SMMU_OUTPUT_BITS).ok();
+        let below = below.ok_or(SoftwareError::SmmuWidth { bits })?;
         if mask.trailing_zeros() < u32::from(Granule::K4.lg2()) || mask == 0 {
             return Err(SoftwareError::PageSizes { mask });
         }
-        Ok(Layout::SmmuV3(SmmuV3::new(format)))
+        Ok(Layout::SmmuV3(SmmuV3::new(format, below)))
     }
 }

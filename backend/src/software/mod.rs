@@ -1,27 +1,27 @@
 //! The software IOMMU: a real IOMMU's structures in the shared region, walked by device processes.
 //!
-//! VT-d's or SMMUv3's, as the hub's architecture says; `layout` knows the difference, and nothing here
+//! VT-d's or SMMUv3's, as the hub's architecture says; `layout` knows the difference, and nothing else here
 //! does. What is withdrawn is out of use after [`HostIommu::sync`], which drains every reader.
 
+mod books;
 mod budget;
 mod config;
+mod domain;
+mod effects;
 mod layout;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use viommu_iotlb::{DeviceEvent, Hub, State, Withdrawn};
-use viommu_pasid::{
-    EndpointId, FirstTable, Memories, Pasid, Requester, SetError, Structures, lookup,
-};
-use viommu_pgtable::{Access, Iova, IovaRange, MapError, Mapping, PhysAddr, TableMemory};
+use viommu_pasid::{EndpointId, Memories, Pasid, Requester, SetError, Structures, lookup};
+use viommu_pgtable::{Access, Iova, MapError, PhysAddr, TableMemory};
 
-use crate::{
-    Capabilities, DomainId, EndpointCapabilities, HostError, HostIommu, Output, Role, Target,
-};
-use budget::Budget;
+use crate::{Capabilities, DomainId, HostError, HostIommu, Output, Target};
+use books::Books;
 pub use config::{DevicePlace, SoftwareConfig, SoftwareError};
-use layout::{DomainTable, Layout, Lead, LeadError};
+use domain::Domain;
+use layout::{Layout, Lead, LeadError};
 
 /// The first domain tag: 0 and 1 are left to what goes through no domain.
 const FIRST_TAG: u16 = 2;
@@ -35,14 +35,6 @@ impl TableMemory for NoGuestMemory {
     }
 }
 
-/// A domain: its table, and whose DMA goes through it.
-#[derive(Debug)]
-struct Domain {
-    table: DomainTable,
-    tag: u16,
-    attached: BTreeSet<Requester>,
-}
-
 /// The software IOMMU.
 #[derive(Debug)]
 pub struct SoftwareIommu {
@@ -54,7 +46,7 @@ pub struct SoftwareIommu {
     endpoints: BTreeMap<EndpointId, u8>,
     parked: BTreeSet<Requester>,
     domains: BTreeMap<DomainId, Domain>,
-    attached_to: BTreeMap<Requester, DomainId>,
+    books: Books,
     next_tag: u16,
 }
 
@@ -74,7 +66,7 @@ impl SoftwareIommu {
             endpoints: BTreeMap::new(),
             parked: BTreeSet::new(),
             domains: BTreeMap::new(),
-            attached_to: BTreeMap::new(),
+            books: Books::default(),
             next_tag: FIRST_TAG,
         })
     }
@@ -120,12 +112,26 @@ impl SoftwareIommu {
         self.layout.structures(segment)
     }
 
-    /// Where an access of one byte leads, or `None` if it is refused: the tables, walked in process.
+    /// Where an access of one byte leads, or `None` if it is refused: the tables, walked in process. Tables
+    /// of the guest's are not read: an access through one is refused.
     #[must_use]
     pub fn translate(&self, requester: Requester, iova: Iova, access: Access) -> Option<PhysAddr> {
+        self.translate_with(&NoGuestMemory, requester, iova, access)
+    }
+
+    /// [`translate`](Self::translate), through tables in `guest` memory as well. Their accessed and dirty
+    /// flags are set there.
+    #[must_use]
+    pub fn translate_with(
+        &self,
+        guest: &dyn TableMemory,
+        requester: Requester,
+        iova: Iova,
+        access: Access,
+    ) -> Option<PhysAddr> {
         let Requester { endpoint, pasid } = requester;
         let structures = self.layout.structures(endpoint.segment())?;
-        let memories = Memories::new(self.hub.region(), &NoGuestMemory, self.table_base);
+        let memories = Memories::new(self.hub.region(), guest, self.table_base);
         let route = lookup(&memories, &structures, endpoint, pasid).ok()?;
         memories.translate(&route, iova, access).ok().map(|page| page.oa)
     }
@@ -136,44 +142,26 @@ impl SoftwareIommu {
         self.next_tag
     }
 
-    /// Leads a requester elsewhere. That may copy a leaf, which needs a page; where none is free, what was
-    /// freed before is drained first, so that a guest which used up all memory can still attach.
-    fn lead(&mut self, requester: Requester, target: Target) -> Result<(), HostError> {
-        match self.try_lead(requester, target) {
-            Err(HostError::OutOfTables(_)) => {
+    /// Leads `requesters`, in order and each once, elsewhere, all or none. That copies leaves, which needs
+    /// pages; where none is free, what was freed before is drained first, so that a guest which used
+    /// up all memory can still attach.
+    fn lead(&mut self, requesters: &[Requester], target: Target) -> Result<(), HostError> {
+        let led = match self.try_lead(requesters, target) {
+            Err(LeadError::Set(SetError::OutOfTables(_)) | LeadError::Busy) => {
                 self.sync();
-                self.try_lead(requester, target)
+                self.try_lead(requesters, target)
             }
             done => done,
-        }
+        };
+        Ok(led?)
     }
 
-    fn try_lead(&mut self, requester: Requester, target: Target) -> Result<(), HostError> {
-        let lead = match target {
-            Target::Blocked => Lead::Blocked,
-            Target::Identity => Lead::Identity,
-            Target::Domain(id) => {
-                let domain = self.domains.get(&id).ok_or(NO_DOMAIN)?;
-                Lead::Through(&domain.table, domain.tag)
-            }
-        };
-        Ok(self.layout.lead(self.hub.region_mut(), requester, lead)?)
-    }
-
-    /// Keeps the books of who goes through which domain.
-    fn note_target(&mut self, requester: Requester, target: Target) {
-        let old = match target {
-            Target::Domain(id) => self.attached_to.insert(requester, id),
-            Target::Blocked | Target::Identity => self.attached_to.remove(&requester),
-        };
-        if let Some(domain) = old.and_then(|id| self.domains.get_mut(&id)) {
-            domain.attached.remove(&requester);
-        }
-        if let Target::Domain(id) = target
-            && let Some(domain) = self.domains.get_mut(&id)
-        {
-            domain.attached.insert(requester);
-        }
+    fn try_lead(&mut self, requesters: &[Requester], target: Target) -> Result<(), LeadError> {
+        let lead = lead_to(&self.domains, target)?;
+        let store = self.hub.region_mut();
+        let change = self.layout.stage(store, requesters, &lead)?;
+        self.layout.commit(store, change);
+        Ok(())
     }
 
     /// Ends the wait of a requester. Its endpoint goes on when none of its requesters waits any more:
@@ -187,20 +175,35 @@ impl SoftwareIommu {
         }
     }
 
-    /// Cuts a requester off; needs no memory.
+    /// Cuts a requester off; does not fail.
     fn block(&mut self, requester: Requester) {
-        if let Err(error) = self.try_lead(requester, Target::Blocked) {
-            log::error!("{requester:?} is not blocked: {error}");
+        if self.lead(&[requester], Target::Blocked).is_err() {
+            self.layout.block_in_place(self.hub.region_mut(), requester);
         }
-        self.note_target(requester, Target::Blocked);
+        self.books.attach(requester, None);
         self.hub.withdraw(Withdrawn::Requester(requester));
     }
 }
 
+/// Where `target` is, in terms of tables.
+fn lead_to(domains: &BTreeMap<DomainId, Domain>, target: Target) -> Result<Lead<'_>, LeadError> {
+    let id = match target {
+        Target::Blocked => return Ok(Lead::Blocked),
+        Target::Identity => return Ok(Lead::Identity),
+        Target::Domain(id) => id,
+    };
+    let get = |id| domains.get(&id).ok_or(LeadError::Inexpressible("no such domain"));
+    let domain = get(id)?;
+    let Some(bound) = domain.bound else { return Ok(Lead::Mappings(domain.mapped(id))) };
+    let below = match bound.output {
+        Output::GuestPhysical => None,
+        Output::Through(parent) => Some(get(parent)?.mapped(parent)),
+    };
+    Ok(Lead::Bound { table: bound.table, tag: domain.tag, below })
+}
+
 /// What a caller that names a domain which it has not made is told.
 const NO_DOMAIN: HostError = HostError::Unsupported("no such domain");
-/// What it offers no endpoint.
-const NO_BINDING: HostError = HostError::Unsupported("no tables can be bound");
 
 impl AsFd for SoftwareIommu {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -215,6 +218,8 @@ impl From<LeadError> for HostError {
             LeadError::Set(SetError::TooWide { .. }) => {
                 Self::Unsupported("a PASID wider than the endpoint's")
             }
+            // a drain has just passed
+            LeadError::Busy => Self::Unsupported("what was replaced is still read"),
             LeadError::Inexpressible(what) => Self::Unsupported(what),
         }
     }
@@ -226,103 +231,5 @@ impl From<MapError> for HostError {
             MapError::OutOfTables(error) => Self::OutOfTables(error),
             _ => Self::Unsupported("a mapping that the page tables cannot express"),
         }
-    }
-}
-
-impl HostIommu for SoftwareIommu {
-    fn capabilities(&self) -> Capabilities {
-        self.capabilities
-    }
-
-    fn endpoint_capabilities(&self, endpoint: EndpointId) -> EndpointCapabilities {
-        let Some(pasid_bits) = self.endpoints.get(&endpoint) else {
-            return EndpointCapabilities::default();
-        };
-        EndpointCapabilities { pasid_bits: *pasid_bits, ..self.layout.endpoint_capabilities() }
-    }
-
-    fn create_domain(&mut self, domain: DomainId) -> Result<(), HostError> {
-        let table = self.layout.new_table(&mut Budget(self.hub.region_mut()))?;
-        let tag = self.take_tag();
-        self.domains.insert(domain, Domain { table, tag, attached: BTreeSet::new() });
-        Ok(())
-    }
-
-    fn destroy_domain(&mut self, domain: DomainId) {
-        if let Some(domain) = self.domains.remove(&domain) {
-            domain.table.destroy(self.hub.region_mut());
-        }
-    }
-
-    fn prepare(
-        &mut self,
-        _: DomainId,
-        role: Role,
-        _: &mut dyn Iterator<Item = Mapping>,
-    ) -> Result<(), HostError> {
-        match role {
-            Role::Alone(_) => Ok(()),
-            Role::SecondLevel => Err(NO_BINDING),
-        }
-    }
-
-    fn bind(&mut self, _: DomainId, _: &FirstTable, _: Output) -> Result<(), HostError> {
-        Err(NO_BINDING)
-    }
-
-    fn unbind(&mut self, _: DomainId) -> Result<(), HostError> {
-        Ok(())
-    }
-
-    fn invalidate(&mut self, _: DomainId, _: Option<IovaRange>) {}
-
-    fn attach(&mut self, requester: Requester, target: Target) -> Result<(), HostError> {
-        self.lead(requester, target)?;
-        self.note_target(requester, target);
-        self.hub.withdraw(Withdrawn::Requester(requester));
-        self.unpark(requester);
-        Ok(())
-    }
-
-    fn map(&mut self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {
-        let domain = self.domains.get_mut(&domain).ok_or(NO_DOMAIN)?;
-        Ok(domain.table.map(&mut Budget(self.hub.region_mut()), mapping)?)
-    }
-
-    fn unmap(&mut self, domain: DomainId, mapping: &Mapping) {
-        let Some(domain) = self.domains.get_mut(&domain) else { return };
-        let removed = domain.table.unmap(self.hub.region_mut(), mapping.iova());
-        for requester in &domain.attached {
-            let (requester, range) = (*requester, mapping.iova());
-            self.hub.withdraw(Withdrawn::Range { requester, range });
-        }
-        if let Err(error) = removed {
-            // the caller's books and our tables disagree: whoever goes through them is cut off
-            log::error!("domain blocked: unmap of {}: {error}", mapping.iova());
-            for requester in domain.attached.clone() {
-                self.block(requester);
-            }
-        }
-    }
-
-    fn park(&mut self, requester: Requester) {
-        self.parked.insert(requester);
-        self.hub.set_state(requester.endpoint, State::Parked);
-    }
-
-    fn resume(&mut self, requester: Requester) {
-        self.unpark(requester);
-    }
-
-    fn withdraw_all(&mut self) {
-        self.hub.withdraw(Withdrawn::Everything);
-    }
-
-    fn readmit(&mut self) {
-        self.hub.readmit_all();
-    }
-
-    fn sync(&mut self) {
-        self.hub.drain();
     }
 }

@@ -5,8 +5,8 @@ use viommu_pgtable::{OutOfTables, PhysAddr, TableStore};
 use super::SUBSTREAM_BITS;
 use super::cd::{self, ContextDescriptor};
 use super::ste::{ContextLayout, Stage1, Untagged};
-use crate::SetError;
 use crate::leaf::{LEAF_BYTES, LEAF_ENTRIES_LG2, Leaves};
+use crate::{SetError, Staged};
 
 /// Level 1 descriptor, bit 0: V.
 const LINK: u64 = 1;
@@ -56,6 +56,32 @@ impl ContextTable {
     ) -> Result<(), SetError> {
         let slot = self.slot(index).ok_or(SetError::TooWide { index })?;
         LEAVES.set(store, slot, index, &descriptor.pack()).map_err(SetError::OutOfTables)
+    }
+
+    /// Makes `descriptor` for each of `indices`, PASIDs or 0, part of `staged`.
+    ///
+    /// # Errors
+    /// If no table page is left, or the table is too small for one of them; what was staged of the
+    /// others stays so.
+    pub fn stage<S: TableStore>(
+        &self,
+        store: &mut S,
+        indices: impl IntoIterator<Item = u32>,
+        descriptor: &ContextDescriptor,
+        staged: &mut Staged,
+    ) -> Result<(), SetError> {
+        let words = descriptor.pack();
+        for index in indices {
+            let slot = self.slot(index).ok_or(SetError::TooWide { index })?;
+            LEAVES.stage(store, slot, (index, &words), staged).map_err(SetError::OutOfTables)?;
+        }
+        Ok(())
+    }
+
+    /// True if `index`, a PASID or 0, has a descriptor.
+    #[must_use]
+    pub fn holds<S: TableStore>(&self, store: &S, index: u32) -> bool {
+        self.slot(index).is_some_and(|slot| LEAVES.holds(store, slot, index))
     }
 
     /// Clears the descriptor of `index`: from now on its requests fault. A leaf without descriptors

@@ -5,8 +5,8 @@ use viommu_pgtable::{OutOfTables, PhysAddr, TableStore};
 use super::field;
 use super::geometry::align_down;
 use super::ste::{self, StreamEntry};
-use crate::SetError;
 use crate::leaf::{ENTRY_LG2, LEAF_BYTES, LEAF_ENTRIES_LG2, Leaves};
+use crate::{SetError, Staged};
 
 /// `STRTAB_BASE_CFG` (6.3.24).
 const LOG2SIZE: (u32, u32) = (0, 6);
@@ -171,6 +171,22 @@ impl StreamTable {
         let index = u32::from(bdf);
         let slot = self.slot(index).ok_or(SetError::TooWide { index })?;
         LEAVES.set(store, slot, index, &entry.pack()).map_err(SetError::OutOfTables)
+    }
+
+    /// Makes `entry` for the function `bdf` part of `staged`.
+    ///
+    /// # Errors
+    /// If no table page is left; `staged` is as before.
+    pub fn stage<S: TableStore>(
+        &self,
+        store: &mut S,
+        bdf: u16,
+        entry: &StreamEntry,
+        staged: &mut Staged,
+    ) -> Result<(), SetError> {
+        let index = u32::from(bdf);
+        let slot = self.slot(index).ok_or(SetError::TooWide { index })?;
+        LEAVES.stage(store, slot, (index, &entry.pack()), staged).map_err(SetError::OutOfTables)
     }
 
     /// Clears the entry of `bdf`: from now on its requests fault. A leaf without entries is freed.

@@ -5,7 +5,7 @@ use viommu_pgtable::{OutOfTables, PhysAddr, TableStore};
 use super::context::{ContextEntry, MAX_PASID_BITS, MIN_DIRECTORY_LG2};
 use super::entry::PasidEntry;
 use super::{PRESENT, TABLE_BYTES};
-use crate::leaf::{self, Leaves, SetError};
+use crate::leaf::{self, Leaves, SetError, Staged};
 
 /// Entries of a leaf, log2.
 pub const LEAF_ENTRIES_LG2: u8 = leaf::LEAF_ENTRIES_LG2;
@@ -64,6 +64,26 @@ impl PasidTable {
     ) -> Result<(), SetError> {
         let slot = self.slot(index).ok_or(SetError::TooWide { index })?;
         LEAVES.set(store, slot, index, &entry.pack()).map_err(SetError::OutOfTables)
+    }
+
+    /// Makes `entry` for each of `indices` part of `staged`.
+    ///
+    /// # Errors
+    /// If no table page is left, or the table is too small for one of them; what was staged of the
+    /// others stays so.
+    pub fn stage<S: TableStore>(
+        &self,
+        store: &mut S,
+        indices: impl IntoIterator<Item = u32>,
+        entry: &PasidEntry,
+        staged: &mut Staged,
+    ) -> Result<(), SetError> {
+        let words = entry.pack();
+        for index in indices {
+            let slot = self.slot(index).ok_or(SetError::TooWide { index })?;
+            LEAVES.stage(store, slot, (index, &words), staged).map_err(SetError::OutOfTables)?;
+        }
+        Ok(())
     }
 
     /// Clears the entry of `index`: from now on its requests fault. A leaf without entries is
