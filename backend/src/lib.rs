@@ -11,11 +11,13 @@ mod host;
 mod mixed;
 mod recording;
 pub mod software;
+mod state;
 
 pub use host::{
     Capabilities, DomainId, EndpointCapabilities, FirstFormat, HostError, HostIommu, MemoryRegion,
     Output, Role, TableFormat, Target,
 };
 pub use mixed::Mixed;
-pub use recording::{Call, Recording, State};
+pub use recording::{Call, Recording};
 pub use software::{DevicePlace, SoftwareConfig, SoftwareError, SoftwareIommu};
+pub use state::State;

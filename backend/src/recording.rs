@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::io;
 
 use viommu_pasid::{EndpointId, FirstTable, Requester};
-use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
+use viommu_pgtable::{IovaRange, Mapping};
 
+use crate::state::State;
 use crate::{
     Capabilities, DomainId, EndpointCapabilities, HostError, HostIommu, Output, Role, Target,
 };
@@ -44,38 +45,6 @@ pub enum Call {
     Readmit,
     /// [`HostIommu::sync`].
     Sync,
-}
-
-/// The state that the calls so far have made: what two backends, or two moments, are compared by.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct State {
-    /// The mappings of each domain, by first IOVA.
-    pub domains: BTreeMap<DomainId, BTreeMap<Iova, Mapping>>,
-    /// The tables that are bound, and where their output goes.
-    pub bound: BTreeMap<DomainId, (FirstTable, Output)>,
-    /// Where each requester goes; one that is missing is blocked.
-    pub targets: BTreeMap<Requester, Target>,
-    /// Whose accesses wait.
-    pub parked: Vec<Requester>,
-}
-
-impl State {
-    /// Where an access of one byte leads, or `None` if it is refused, or if it goes through a bound
-    /// table: the guest's memory is not known here.
-    #[must_use]
-    pub fn translate(&self, requester: Requester, iova: Iova, access: Access) -> Option<PhysAddr> {
-        match self.targets.get(&requester)? {
-            Target::Blocked => None,
-            Target::Identity => Some(PhysAddr::new(iova.raw())),
-            Target::Domain(domain) if self.bound.contains_key(domain) => None,
-            Target::Domain(domain) => {
-                let (_, mapping) = self.domains.get(domain)?.range(..=iova).next_back()?;
-                let usable = mapping.iova().contains(iova) && mapping.access().permits(access);
-                let offset = iova.raw().checked_sub(mapping.iova().start().raw())?;
-                usable.then(|| mapping.oa().checked_add(offset))?
-            }
-        }
-    }
 }
 
 /// The recording backend.

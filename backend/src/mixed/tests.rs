@@ -2,7 +2,8 @@ use viommu_pasid::{EndpointId, Requester};
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
 
 use super::Mixed;
-use crate::recording::{Call, Recording, State};
+use crate::recording::{Call, Recording};
+use crate::state::State;
 use crate::{Capabilities, DomainId, HostError, HostIommu, Role, Target};
 
 /// A process's endpoint, and a device of the host's.
