@@ -1,6 +1,10 @@
 //! The contract of `HostIommu`, run against every backend: the same calls, the same translations.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+mod binding;
+mod guest;
+mod random;
+
 use proptest::prelude::*;
 use viommu_backend::{
     DevicePlace, DomainId, HostError, HostIommu, Recording, SoftwareConfig, SoftwareError,
@@ -8,7 +12,7 @@ use viommu_backend::{
 };
 use viommu_iotlb::{Arch, HubConfig};
 use viommu_pasid::{EndpointId, Pasid, Requester, Structures};
-use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
+use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr, TableMemory};
 
 const PAGE: u64 = 4096;
 const PASID_BITS: u8 = 10;
@@ -19,6 +23,18 @@ const ENDPOINTS: [EndpointId; 3] =
 trait Subject: HostIommu {
     fn leads_to(&self, requester: Requester, iova: Iova, access: Access) -> Option<PhysAddr>;
 
+    /// The same, through tables in `guest` memory as well.
+    fn leads_with(
+        &self,
+        guest: &dyn TableMemory,
+        requester: Requester,
+        iova: Iova,
+        access: Access,
+    ) -> Option<PhysAddr>;
+
+    /// Itself, to be called.
+    fn as_host(&mut self) -> &mut dyn HostIommu;
+
     /// Whether a write-only mapping cannot be read. Arm's stage 1 has no way to say that (M6).
     fn forbids_reads(&self) -> bool;
 }
@@ -26,6 +42,20 @@ trait Subject: HostIommu {
 impl Subject for Recording {
     fn leads_to(&self, requester: Requester, iova: Iova, access: Access) -> Option<PhysAddr> {
         self.state().translate(requester, iova, access)
+    }
+
+    fn leads_with(
+        &self,
+        guest: &dyn TableMemory,
+        requester: Requester,
+        iova: Iova,
+        access: Access,
+    ) -> Option<PhysAddr> {
+        self.state().translate_with(guest, requester, iova, access)
+    }
+
+    fn as_host(&mut self) -> &mut dyn HostIommu {
+        self
     }
 
     fn forbids_reads(&self) -> bool {
@@ -36,6 +66,20 @@ impl Subject for Recording {
 impl Subject for SoftwareIommu {
     fn leads_to(&self, requester: Requester, iova: Iova, access: Access) -> Option<PhysAddr> {
         self.translate(requester, iova, access)
+    }
+
+    fn leads_with(
+        &self,
+        guest: &dyn TableMemory,
+        requester: Requester,
+        iova: Iova,
+        access: Access,
+    ) -> Option<PhysAddr> {
+        self.translate_with(guest, requester, iova, access)
+    }
+
+    fn as_host(&mut self) -> &mut dyn HostIommu {
+        self
     }
 
     fn forbids_reads(&self) -> bool {
