@@ -332,8 +332,8 @@ fn react(device: &mut Device<SoftwareIommu>, event: DeviceEvent) {
 /// is only a device process's claim.
 fn report(device: &mut Device<SoftwareIommu>, endpoint: EndpointId, record: &FaultRecord) {
     log::debug!("fault of {endpoint}: {record:?}");
-    let FaultRecord { pasid, iova, access, .. } = *record;
+    let FaultRecord { pasid, iova, access, second_level, .. } = *record;
     let Some(reason) = device.iommu().fault_reason(Requester { endpoint, pasid }) else { return };
-    let (address, second_level) = (Some(iova), false);
+    let address = Some(iova);
     device.fault(Event { reason, access, endpoint, pasid, address, second_level });
 }

@@ -47,6 +47,57 @@ fn a_refused_request_leaves_state_and_host_as_they_were() {
     }
 }
 
+/// A has domain 1 at PASID 1 with two mappings, and domain 2, bound through itself, at PASID 2;
+/// domain 3 is bound and attached to nothing.
+fn with_pasids() -> Rig {
+    let endpoints = [(EndpointSpec::x86(A), like_vtd(4)), (EndpointSpec::x86(B), like_smmu(4))];
+    let mut rig = Rig::with_capabilities(settings(), endpoints);
+    let through = |id| Output::Through(domain(id));
+    for request in [
+        Request::AuxEnable(A),
+        aux_attach(A, 1, PasidChoice::Any),
+        map(1, pages(0, 9), output(0)),
+        map(1, pages(20, 29), output(20)),
+        aux_attach(A, 2, PasidChoice::Any),
+        bind(2, vtd_table(0x7000), through(2)),
+        bind(3, vtd_table(0x8000), Output::GuestPhysical),
+    ] {
+        assert_eq!(rig.request(&request), Status::OK, "{request:?}");
+    }
+    rig.calls();
+    rig
+}
+
+fn bind(id: u32, table: GuestTable, output: Output) -> Request {
+    Request::BindTable(BindTable { domain: domain(id), table, output })
+}
+
+#[test]
+fn a_refused_request_of_the_extension_leaves_state_and_host_as_they_were() {
+    let this = |raw| PasidChoice::This(pasid(raw));
+    let detach = AuxDetach { domain: domain(1), endpoint: A, pasid: Some(pasid(1)) };
+    let cases = [
+        (Request::AuxEnable(B), 0),
+        (aux_attach(A, 1, PasidChoice::Any), 2),
+        (aux_attach(A, 4, PasidChoice::Any), 3),
+        (aux_attach(A, 4, this(1)), 3),
+        (aux_attach(A, 3, this(1)), 1),
+        (attach(A, 3, false), 1),
+        (Request::AuxDetach(detach), 0),
+        (bind(1, vtd_table(0x9000), Output::Through(domain(1))), 2),
+        (bind(5, vtd_table(0x9000), Output::Through(domain(1))), 3),
+        (bind(5, vtd_table(0x9000), Output::Through(domain(5))), 3),
+        (bind(5, vtd_table(0x9000), Output::GuestPhysical), 2),
+        (Request::UnbindTable(domain(2)), 2),
+        (Request::UnbindTable(domain(3)), 0),
+        (Request::Invalidate(Invalidate { domain: domain(3), range: None }), 0),
+    ];
+    for (request, calls) in cases {
+        let fallible = every_refusal_is_undone(with_pasids, |rig| rig.request(&request).is_ok());
+        assert_eq!(fallible, calls, "{request:?}");
+    }
+}
+
 #[test]
 fn a_refused_detach_into_bypass_leaves_the_endpoint_in_its_domain() {
     let prepare = || {

@@ -5,19 +5,25 @@ mod failure;
 mod lifecycle;
 mod mapping_rows;
 mod model;
+mod pasids;
+mod scale;
 mod store;
+mod tables;
 
 use viommu_backend::{
-    Call, Capabilities, DomainId, EndpointCapabilities, FirstFormat, HostIommu, Recording,
-    TableFormat, Target,
+    Call, Capabilities, DomainId, EndpointCapabilities, FirstFormat, HostIommu, Output, Recording,
+    Role, TableFormat, Target,
 };
 use viommu_pasid::smmuv3::{ContextControls, ContextDescriptor, Stage1Table, Stage1Tables};
 use viommu_pasid::vtd::{FirstControls, FirstLevel};
 use viommu_pasid::{EndpointId, FirstTable, Pasid, Requester};
 use viommu_pgtable::{Access, ArmStage1, Granule, Iova, IovaRange, Mapping, PhysAddr};
 
-use super::{EndpointSpec, Iommu, Settings};
-use crate::protocol::{Attach, Detach, GuestTable, Map, Probe, Reply, Request, Status, Unmap};
+use super::{EndpointSpec, Iommu, Settings, X86_MSI_WINDOW};
+use crate::protocol::{
+    Attach, AuxAttach, AuxDetach, AuxProperty, BindTable, Detach, Features, GuestTable, Invalidate,
+    Map, PasidChoice, Probe, Properties, Reply, Request, Status, Unmap,
+};
 
 const A: EndpointId = EndpointId::new(0x10);
 const B: EndpointId = EndpointId::new(0x18);
@@ -104,8 +110,12 @@ fn rid(endpoint: EndpointId) -> Requester {
     Requester::rid(endpoint)
 }
 
-fn tagged(endpoint: EndpointId, pasid: u32) -> Requester {
-    Requester { endpoint, pasid: Some(Pasid::new(pasid).unwrap()) }
+fn pasid(raw: u32) -> Pasid {
+    Pasid::new(raw).unwrap()
+}
+
+fn tagged(endpoint: EndpointId, raw: u32) -> Requester {
+    Requester { endpoint, pasid: Some(pasid(raw)) }
 }
 
 fn domain(id: u32) -> DomainId {
@@ -199,6 +209,15 @@ impl Rig {
         self.request(&unmap(id, pages(first, last)))
     }
 
+    fn aux_attach(&mut self, endpoint: EndpointId, id: u32, raw: u32) -> Status {
+        self.request(&aux_attach(endpoint, id, PasidChoice::This(pasid(raw))))
+    }
+
+    fn aux_detach(&mut self, endpoint: EndpointId, id: u32, raw: u32) -> Status {
+        let pasid = Some(pasid(raw));
+        self.request(&Request::AuxDetach(AuxDetach { domain: domain(id), endpoint, pasid }))
+    }
+
     fn probe(&mut self, endpoint: EndpointId) -> Reply<'_> {
         self.iommu.request(&mut self.host, &probe(endpoint))
     }
@@ -226,6 +245,11 @@ impl Rig {
 
 fn attach(endpoint: EndpointId, id: u32, bypass: bool) -> Request {
     Request::Attach(Attach { domain: domain(id), endpoint, bypass })
+}
+
+fn aux_attach(endpoint: EndpointId, id: u32, pasid: PasidChoice) -> Request {
+    let page_request = false;
+    Request::AuxAttach(AuxAttach { domain: domain(id), endpoint, pasid, page_request })
 }
 
 /// As a driver without the extension asks.
