@@ -32,6 +32,7 @@
 //! | [`Ring`] | a split virtqueue (virtio 1.4, 2.7) in pages of a [`Memory`] |
 //! | [`Transport`], [`Memory`] | how the device is reached, and memory that it reaches |
 //! | `vmm` (feature) | played by a VMM: vhost-user to the IOMMU, vfio-user to a PCI device |
+//! | `sysfs` (feature) | inside a guest: virtio-pci and PCI functions through sysfs, pinned pages |
 //! | [`engine`] | a driver for the DMA engine of the examples, whose queues have PASIDs |
 //!
 //! # What it guarantees
@@ -57,6 +58,8 @@ mod memory;
 mod property;
 mod request;
 mod ring;
+#[cfg(feature = "sysfs")]
+pub mod sysfs;
 mod transport;
 #[cfg(feature = "vmm")]
 pub mod vmm;
