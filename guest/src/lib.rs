@@ -2,11 +2,13 @@
 //!
 //! The programs in `src/bin` are linked statically and packed into the guest's initramfs beside
 //! the scripts in `guest/init`. The library half is used on both sides: a disk image is filled
-//! outside with a [`pattern`] and looked at inside, and its [`sum`] is computed on either side.
+//! outside with a [`pattern`] and looked at inside, and its [`sum`] is computed on either side; and the [`sequences`] of auxiliary domains are run by a guest's
+//! program as well as by tests that play the guest.
 //!
 //! Nothing here is part of the IOMMU; it only shows from within a guest what the IOMMU does.
 
 pub mod pattern;
+pub mod sequences;
 pub mod sum;
 
 /// Bytes are moved in pieces of this size: large enough that a request's cost does not count,

@@ -20,4 +20,5 @@ mod life;
 mod negotiation;
 mod requests;
 mod rude;
+mod sequences;
 mod support;
