@@ -46,3 +46,4 @@ pub use endpoint::{EndpointId, Pasid, Requester};
 pub use leaf::{SetError, Staged};
 pub use lookup::{FirstTable, LookupFault, Route, SecondTable, Structures, lookup};
 pub use space::{Memories, Space, Spaces};
+pub use translate::Shortcut;

@@ -1,8 +1,8 @@
 //! Along a route: the walk of one or two tables, whichever they are.
 
 use viommu_pgtable::{
-    Access, ArmStage1, Behind, Fault, FaultKind, Format, Iova, PhysAddr, Purpose, Stage,
-    TableMemory, Translation, VtdFirst, walk, walk_nested,
+    Access, ArmStage1, ArmStage2, Behind, Fault, FaultKind, Format, Iova, LowTable, PhysAddr,
+    Purpose, Stage, TableMemory, Translation, VtdFirst, VtdSecond, walk, walk_nested, walk_noting,
 };
 
 use crate::lookup::{FirstTable, Route, SecondTable};
@@ -36,18 +36,55 @@ impl<T: TableMemory + ?Sized, G: TableMemory + ?Sized> Memories<'_, T, G> {
         iova: Iova,
         access: Access,
     ) -> Result<Translation, Fault> {
-        let found = match route {
-            Route::PassThrough => pass_through(iova),
+        self.translate_noting(route, iova, access).map(|(page, _)| page)
+    }
+
+    /// [`translate`](Self::translate), which also yields where the next walk of a page beside this one
+    /// can begin, if only tables of the daemon's are on the way.
+    ///
+    /// # Errors
+    /// As [`translate`](Self::translate).
+    pub fn translate_noting(
+        &self,
+        route: &Route,
+        iova: Iova,
+        access: Access,
+    ) -> Result<(Translation, Option<Shortcut>), Fault> {
+        let alone = |found| (found, None);
+        let (found, shortcut) = match route {
+            Route::PassThrough => alone(pass_through(iova)),
             Route::First { table, space: Space::Tables } => {
-                Start::of(table, iova, access)?.walk(self.tables, iova, access)?
+                Start::of(table, iova, access)?.walk_noting(self.tables, iova, access)?
             }
             Route::First { table, .. } => {
-                Start::of(table, iova, access)?.walk(&self.guest, iova, access)?
+                alone(Start::of(table, iova, access)?.walk(&self.guest, iova, access)?)
             }
             Route::Second(table) => self.second(table, iova, access)?,
-            Route::Nested { first, second } => self.nested(first, second, iova, access)?,
+            Route::Nested { first, second } => alone(self.nested(first, second, iova, access)?),
         };
-        self.below_tables(found, iova)
+        Ok((self.below_tables(found, iova)?, shortcut))
+    }
+
+    /// The end of a translation of `iova` that begins at `shortcut`, which
+    /// [`translate_noting`](Self::translate_noting) gave for an address in the same span.
+    ///
+    /// # Errors
+    /// A [`Fault`] that means nothing before a whole [`translate`](Self::translate) has found it,
+    /// too: the table may have been replaced.
+    #[inline]
+    pub fn translate_from(
+        &self,
+        shortcut: &Shortcut,
+        iova: Iova,
+        access: Access,
+    ) -> Result<Translation, Fault> {
+        let low = &shortcut.low;
+        let found = match &shortcut.format {
+            LowFormat::VtdSecond(format) => low.walk(format, self.tables, iova, access),
+            LowFormat::ArmStage1(format) => low.walk(format, self.tables, iova, access),
+            LowFormat::ArmStage2(format) => low.walk(format, self.tables, iova, access),
+        };
+        self.below_tables(found?, iova)
     }
 
     fn second(
@@ -55,14 +92,18 @@ impl<T: TableMemory + ?Sized, G: TableMemory + ?Sized> Memories<'_, T, G> {
         table: &SecondTable,
         iova: Iova,
         access: Access,
-    ) -> Result<Translation, Fault> {
+    ) -> Result<(Translation, Option<Shortcut>), Fault> {
         match table {
             SecondTable::Vtd(table) => {
                 let bad = fault(Stage::Second, FaultKind::Malformed, iova);
-                walk(&table.format(LEAF_SIZES).ok_or(bad)?, self.tables, table.root, iova, access)
+                let format = table.format(LEAF_SIZES).ok_or(bad)?;
+                let found = walk_noting(&format, self.tables, table.root, iova, access)?;
+                Ok(Shortcut::beside(found, LowFormat::VtdSecond(format)))
             }
             SecondTable::Arm(table) => {
-                walk(table.format(), self.tables, table.root(), iova, access)
+                let format = *table.format();
+                let found = walk_noting(&format, self.tables, table.root(), iova, access)?;
+                Ok(Shortcut::beside(found, LowFormat::ArmStage2(format)))
             }
         }
     }
@@ -90,6 +131,7 @@ impl<T: TableMemory + ?Sized, G: TableMemory + ?Sized> Memories<'_, T, G> {
     }
 
     /// The part of the page of `found` around its address that lies below the tables.
+    #[inline]
     fn below_tables(&self, found: Translation, iova: Iova) -> Result<Translation, Fault> {
         let ends_below = |lg2: u8| {
             let last = found.oa.raw() | ((1 << lg2) - 1);
@@ -99,6 +141,45 @@ impl<T: TableMemory + ?Sized, G: TableMemory + ?Sized> Memories<'_, T, G> {
             Some(size_lg2) => Ok(Translation { size_lg2, ..found }),
             None => Err(fault(Stage::Second, FaultKind::OutputTooWide, iova)),
         }
+    }
+}
+
+/// Where a walk can begin that ends in a table of level 0 of the daemon's: at that table.
+///
+/// It is good as long as nothing was withdrawn that its walk went through, and what it says of an address
+/// that is not mapped is not to be believed; see [`Memories::translate_from`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shortcut {
+    low: LowTable,
+    format: LowFormat,
+}
+
+/// What the table's entries mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LowFormat {
+    VtdSecond(VtdSecond),
+    ArmStage1(ArmStage1),
+    ArmStage2(ArmStage2),
+}
+
+impl Shortcut {
+    /// `found`, with the shortcut to its table if that has this format.
+    fn beside(
+        (page, low): (Translation, Option<LowTable>),
+        format: LowFormat,
+    ) -> (Translation, Option<Self>) {
+        (page, low.map(|low| Self { low, format }))
+    }
+
+    /// It is for all addresses that are the same above so many bits.
+    #[must_use]
+    pub fn span_lg2(&self) -> u8 {
+        let geometry = match &self.format {
+            LowFormat::VtdSecond(format) => format.geometry(),
+            LowFormat::ArmStage1(format) => format.geometry(),
+            LowFormat::ArmStage2(format) => format.geometry(),
+        };
+        geometry.entry_lg2(1)
     }
 }
 
@@ -152,6 +233,24 @@ impl Start {
             Self::Vtd { format, root } => walk(format, memory, *root, iova, access),
             Self::Arm { format, root, input } => {
                 walk(format, memory, *root, *input, access).map_err(|fault| of_iova(fault, iova))
+            }
+        }
+    }
+
+    /// [`walk`](Self::walk), in tables of the daemon's. Those of VT-d have no shortcut: the daemon fills
+    /// no first level there.
+    fn walk_noting<M: TableMemory + ?Sized>(
+        &self,
+        memory: &M,
+        iova: Iova,
+        access: Access,
+    ) -> Result<(Translation, Option<Shortcut>), Fault> {
+        match self {
+            Self::Vtd { .. } => Ok((self.walk(memory, iova, access)?, None)),
+            Self::Arm { format, root, input } => {
+                let found = walk_noting(format, memory, *root, *input, access)
+                    .map_err(|fault| of_iova(fault, iova))?;
+                Ok(Shortcut::beside(found, LowFormat::ArmStage1(*format)))
             }
         }
     }

@@ -27,6 +27,7 @@
 //! | --- | --- |
 //! | [`format`] | one file of facts for each format: geometry, entry to [`Entry`] and back, rights, flags |
 //! | [`walk`] | the walker: an address to a [`Translation`] or a [`Fault`] |
+//! | [`walk_noting`], [`LowTable`] | for who caches: where a walk can begin next time |
 //! | [`walk_nested`], [`Behind`] | two stages: memory behind a second level is a memory, too |
 //! | [`Table`] | the mapper: maps, unmaps, counts what it needs |
 //! | [`TableMemory`], [`TableStore`] | where tables are read from, and written to |
@@ -109,4 +110,4 @@ pub use format::{Entry, Format, Geometry, Mark};
 pub use memory::{OutOfTables, TableMemory, TableStore};
 pub use nested::{Behind, walk_nested};
 pub use table::{MapError, Table, UnmapError, Unmapped};
-pub use walk::{MARK_ATTEMPTS, Translation, walk};
+pub use walk::{LowTable, MARK_ATTEMPTS, Translation, walk, walk_noting};

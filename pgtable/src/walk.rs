@@ -1,6 +1,6 @@
 //! The walker: one for all formats.
 
-use crate::format::{Entry, Format, Mark};
+use crate::format::{ENTRY_LG2, Entry, Format, Geometry, Mark};
 use crate::{Access, Fault, FaultKind, Iova, PhysAddr, Purpose, TableMemory};
 
 /// How often an entry is read again because somebody changed it while its accessed or dirty flag was
@@ -35,6 +35,21 @@ pub fn walk<F: Format, M: TableMemory + ?Sized>(
     iova: Iova,
     access: Access,
 ) -> Result<Translation, Fault> {
+    walk_noting(format, memory, root, iova, access).map(|(page, _)| page)
+}
+
+/// [`walk`], which also yields the table of level 0 that it ended in, if it did.
+///
+/// # Errors
+/// As [`walk`].
+#[inline]
+pub fn walk_noting<F: Format, M: TableMemory + ?Sized>(
+    format: &F,
+    memory: &M,
+    root: PhysAddr,
+    iova: Iova,
+    access: Access,
+) -> Result<(Translation, Option<LowTable>), Fault> {
     let geometry = format.geometry();
     let mut at = Position { input: iova.raw(), level: geometry.root_level(), entry_at: root };
     let Some(input) = format.input(iova) else {
@@ -50,14 +65,69 @@ pub fn walk<F: Format, M: TableMemory + ?Sized>(
         match step(format, memory, &at, path, access)? {
             Step::Down { next, rights } => (table, path) = (next, rights),
             Step::Page { oa, access } => {
-                let size_lg2 = geometry.entry_lg2(level);
-                let oa = PhysAddr::new(oa.raw() | (input & ((1 << size_lg2) - 1)));
-                return Ok(Translation { oa, size_lg2, access });
+                let page = page(&geometry, level, oa, input, access);
+                let low = level == 0 && geometry.levels > 1;
+                return Ok((page, low.then(|| LowTable::new(table, path))));
             }
         }
     }
     // a table entry at level 0: no format decodes one
     Err(at.fault::<F>(FaultKind::Malformed))
+}
+
+/// The address of `input` in the page at `oa`, a leaf of `level`.
+#[inline]
+fn page(geometry: &Geometry, level: u8, oa: PhysAddr, input: u64, access: Access) -> Translation {
+    let size_lg2 = geometry.entry_lg2(level);
+    let oa = PhysAddr::new(oa.raw() | (input & ((1 << size_lg2) - 1)));
+    Translation { oa, size_lg2, access }
+}
+
+/// A table of level 0 below another, and what the entries that lead to it allow: a walk of any address that goes through
+/// it can begin here.
+///
+/// It says nothing of whether anything leads there still. Who keeps one, forgets it when told to, and takes
+/// a fault that is found this way for no fault until a whole walk has found it, too: the table may have been
+/// replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LowTable {
+    /// The address, a multiple of 4 KiB at least, and [`Access`] bits below. Small, because it is kept.
+    table_and_rights: u64,
+}
+
+impl LowTable {
+    const RIGHTS: u64 = Access::all().bits() as u64;
+
+    #[inline]
+    const fn new(table: PhysAddr, rights: Access) -> Self {
+        Self { table_and_rights: table.raw() | rights.bits() as u64 }
+    }
+
+    /// The last step of a walk of `iova`, which goes through this table, in memory and in a format that are
+    /// those of the walk that noted it.
+    ///
+    /// # Errors
+    /// The [`Fault`] at the entry.
+    #[inline]
+    pub fn walk<F: Format, M: TableMemory + ?Sized>(
+        &self,
+        format: &F,
+        memory: &M,
+        iova: Iova,
+        access: Access,
+    ) -> Result<Translation, Fault> {
+        let (geometry, input) = (format.geometry(), iova.raw());
+        // below the root: a table of one granule
+        let index = (input >> geometry.granule_lg2) & ((1 << geometry.index_bits()) - 1);
+        let table = self.table_and_rights & !Self::RIGHTS;
+        let [rights, ..] = (self.table_and_rights & Self::RIGHTS).to_le_bytes();
+        let entry_at = PhysAddr::new(table | index << ENTRY_LG2);
+        let at = Position { input, level: 0, entry_at };
+        match step(format, memory, &at, Access::from_bits_truncate(rights), access)? {
+            Step::Page { oa, access } => Ok(page(&geometry, 0, oa, input, access)),
+            Step::Down { .. } => Err(at.fault::<F>(FaultKind::Malformed)),
+        }
+    }
 }
 
 /// Where a walk is.
