@@ -53,7 +53,7 @@
 //! # What it costs
 //!
 //! - Memory: the region is sparse, a page that was used once stays; a reader's private TLB has 2
-//!   MiB of address space, of which touched pages count.
+//!   MiB of address space, of which touched pages count, and 128 KiB of tables that walks begin at.
 //! - A drain flushes every reader's private TLB: one epoch for all endpoints keeps the hit path
 //!   short.
 //! - One full fence for each section, on either side. `benches/translate.rs` prints what that is.
@@ -105,6 +105,7 @@ mod reader;
 mod region;
 mod section;
 mod shm;
+mod shortcuts;
 mod sync;
 mod sys;
 mod tlb;

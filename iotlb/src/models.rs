@@ -4,6 +4,8 @@
 //! In each case a table entry leads to a page; `GOOD` in the page is what a device may use, and the
 //! writer destroys it once the drain says that nobody is left.
 
+mod shortcuts;
+
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, fence};
 use loom::thread;

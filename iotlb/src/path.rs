@@ -4,9 +4,10 @@
 use viommu_pasid::smmuv3::LookupFaultKind as Smmu;
 use viommu_pasid::vtd::LookupFaultKind as Vtd;
 use viommu_pasid::{
-    EndpointId, FirstTable, LookupFault, Memories, Pasid, Route, Space, Structures, lookup,
+    EndpointId, FirstTable, LookupFault, Memories, Pasid, Route, Shortcut, Space, Structures,
+    lookup,
 };
-use viommu_pgtable::{Access, Iova, Stage, TableMemory};
+use viommu_pgtable::{Access, Iova, Stage, TableMemory, Translation};
 
 use crate::fault::FaultReason;
 use crate::view::View;
@@ -20,6 +21,13 @@ pub(crate) struct Leaf {
     pub(crate) size_lg2: u32,
     /// What accesses may be answered by this, without another look at the tables.
     pub(crate) access: Access,
+}
+
+impl From<Translation> for Leaf {
+    #[inline]
+    fn from(page: Translation) -> Self {
+        Self { oa: page.oa.raw(), size_lg2: page.size_lg2.into(), access: page.access }
+    }
 }
 
 /// The tables of the daemon, and those of the guest in `guest`.
@@ -72,28 +80,40 @@ const fn smmu_reason(kind: &Smmu) -> FaultReason {
     }
 }
 
-/// Follows `iova` along `route`.
+/// Follows `iova` along `route`: where it leads, and where the next walk of its neighbours can begin.
 pub(crate) fn follow(
     tables: &Tables<'_>,
     route: &Route,
     iova: u64,
     access: Access,
-) -> Result<Leaf, FaultReason> {
-    let found = tables.translate(route, Iova::new(iova), access);
-    let found = found.map_err(|fault| match route {
+) -> Result<(Leaf, Option<Shortcut>), FaultReason> {
+    let found = tables.translate_noting(route, Iova::new(iova), access);
+    let (page, shortcut) = found.map_err(|fault| match route {
         Route::PassThrough => FaultReason::OutOfRange,
         Route::Nested { .. } if fault.stage == Stage::Second => FaultReason::SecondLevel(fault),
         Route::First { .. } | Route::Second(_) | Route::Nested { .. } => {
             FaultReason::Mapping(fault)
         }
     })?;
-    let access = if access.contains(Access::WRITE) || !has_dirty_flags(route) {
-        found.access
-    } else {
+    let mut leaf = Leaf::from(page);
+    if !access.contains(Access::WRITE) && has_dirty_flags(route) {
         // only a walk for a write has set the flag
-        found.access.difference(Access::WRITE)
-    };
-    Ok(Leaf { oa: found.oa.raw(), size_lg2: found.size_lg2.into(), access })
+        leaf.access.remove(Access::WRITE);
+    }
+    Ok((leaf, shortcut))
+}
+
+/// Where `iova` leads from a shortcut that was noted in the same epoch; `None` if that is for a whole
+/// walk to say.
+#[inline]
+pub(crate) fn follow_from(
+    tables: &Tables<'_>,
+    shortcut: &Shortcut,
+    iova: u64,
+    access: Access,
+) -> Option<Leaf> {
+    // only host-owned tables have shortcuts: their entries carry dirty flags preset
+    tables.translate_from(shortcut, Iova::new(iova), access).ok().map(Leaf::from)
 }
 
 /// True if a write through `route` must find a dirty flag set: in VT-d's first level, if the guest

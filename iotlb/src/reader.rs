@@ -15,6 +15,7 @@ use crate::path::{self, Leaf, Tables};
 use crate::pieces::{Asked, Pieces};
 use crate::pin::{Pin, PinsFull};
 use crate::section;
+use crate::shortcuts::Shortcuts;
 use crate::sync::{AtomicU64, Ordering};
 use crate::tlb::Tlb;
 
@@ -60,6 +61,7 @@ pub struct Reader {
     /// Guards that are open.
     depth: Cell<u64>,
     tlb: Tlb,
+    shortcuts: Shortcuts,
     routes: Box<[Cell<Option<Known>>]>,
     hits: Cell<u64>,
     misses: Cell<u64>,
@@ -74,6 +76,7 @@ impl Reader {
             seen: Cell::new(section::UNSEEN),
             depth: Cell::new(0),
             tlb: Tlb::new(),
+            shortcuts: Shortcuts::new(),
             routes: vec![Cell::new(None); ROUTES].into_boxed_slice(),
             hits: Cell::new(0),
             misses: Cell::new(0),
@@ -188,9 +191,19 @@ impl Reader {
     ) -> Result<Leaf, FaultReason> {
         self.misses.set(self.misses.get() + 1);
         let tables = path::tables(&self.link.view, guest);
+        let (epoch, tag) = (self.seen.get(), tag(pasid, access));
+        if let Some(shortcut) = self.shortcuts.find(epoch, tag, iova)
+            && let Some(leaf) = path::follow_from(&tables, &shortcut, iova, access)
+        {
+            self.tlb.insert(tag, iova, leaf);
+            return Ok(leaf);
+        }
         let route = self.route(&tables, pasid)?;
-        let leaf = path::follow(&tables, &route, iova, access)?;
-        self.tlb.insert(tag(pasid, access), iova, leaf);
+        let (leaf, shortcut) = path::follow(&tables, &route, iova, access)?;
+        self.tlb.insert(tag, iova, leaf);
+        if let Some(shortcut) = shortcut {
+            self.shortcuts.insert(epoch, tag, iova, shortcut);
+        }
         Ok(leaf)
     }
 

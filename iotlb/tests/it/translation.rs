@@ -162,6 +162,51 @@ fn a_new_translation_is_found_without_a_drain_and_a_withdrawn_one_is_gone_after_
     assert!(PATIENCE > daemon.run(|world| world.hub.counters().longest_drain));
 }
 
+const REGION: u64 = 0x20_0000;
+
+#[test]
+fn a_mapping_in_a_table_that_took_anothers_place_is_found_in_the_same_section() {
+    let daemon = with_world(|world| world.map(REGION, 0x1000, 0x10_0000, Access::RW));
+    let device = daemon.connect();
+    let reader = device.reader().unwrap();
+    let guard = reader.enter().unwrap();
+    let read = |iova| pieces(&guard, None, (iova, 8), Access::READ);
+    assert_eq!(read(REGION).1, None);
+    daemon.run(|world| {
+        // the table is empty now, and another is made for the next page
+        world.unmap(REGION, 0x1000);
+        world.map(REGION + 0x1000, 0x1000, 0x20_0000, Access::RW);
+    });
+    assert_eq!(read(REGION + 0x1000), (vec![(0x20_0000, 8)], None));
+    daemon.run(|world| world.map(REGION + 0x2000, 0x1000, 0x30_0000, Access::RW));
+    assert_eq!(read(REGION + 0x2000), (vec![(0x30_0000, 8)], None));
+}
+
+#[test]
+fn a_table_that_came_back_as_another_is_not_walked_for_the_old_address() {
+    // the first region keeps what lies above the tables
+    let daemon = with_world(|world| {
+        world.map(REGION, 0x1000, 0x10_0000, Access::RW);
+        world.map(2 * REGION, 0x2000, 0x20_0000, Access::RW);
+    });
+    let device = daemon.connect();
+    let reader = device.reader().unwrap();
+    let read = |iova| pieces(&reader.enter().unwrap(), None, (iova, 8), Access::READ);
+    assert_eq!(read(2 * REGION), (vec![(0x20_0000, 8)], None));
+    let tables = |daemon: &Daemon| {
+        daemon.run(|world| viommu_pgtable::TableStore::pages_left(world.hub.region()))
+    };
+    let before = tables(&daemon);
+    daemon.run(|world| {
+        world.unmap(2 * REGION, 0x2000);
+        world.hub.drain();
+        world.map(3 * REGION, 0x2000, 0x30_0000, Access::RW);
+    });
+    assert_eq!(tables(&daemon), before, "one table went, and came back");
+    assert!(read(2 * REGION + 0x1000).1.is_some());
+    assert_eq!(read(3 * REGION + 0x1000), (vec![(0x30_1000, 8)], None));
+}
+
 #[test]
 fn readers_count_their_hits_and_misses() {
     let daemon = with_world(|world| world.map(0x1000, 0x1000, 0x10_0000, Access::RW));

@@ -19,14 +19,19 @@ use crate::tests::{Process, daemon};
 /// Pages whose mappings come and go.
 const PAGES: u64 = 16;
 
-/// The IOVA of the first.
-const FIRST: u64 = 0x10_0000;
+/// The IOVA of page `page`: always two beside each other in a table of their own, which becomes empty
+/// often and is used again for others.
+const fn iova(page: u64) -> u64 {
+    0x10_0000 + (page / 2) * 0x20_0000 + (page % 2) * 0x1000
+}
 
-/// A mark that says: mapped, may be read.
-const OWNED: u64 = 1;
+/// The mark of a page that may be read; each page has its own, so that a foreign one is noticed.
+const fn owned(page: u64) -> u64 {
+    page + 1
+}
 
 /// A mark that says: withdrawn, and the daemon was told that nobody reads any more.
-const STALE: u64 = 2;
+const STALE: u64 = u64::MAX;
 
 /// How long readers and the daemon work against each other.
 fn stress() -> Duration {
@@ -57,15 +62,15 @@ pub(crate) fn read(socket: &Path) {
     while Instant::now() < until {
         let guard = reader.enter().unwrap();
         for _ in 0..8 {
-            page = (page + 7) % PAGES;
-            let iova = Iova::new(FIRST + (page << 12));
+            page = (page + 1) % PAGES;
+            let iova = Iova::new(iova(page));
             let Some(Ok(piece)) = guard.translate(None, iova, 8, Access::READ).next() else {
                 continue;
             };
             let at = GuestAddress(piece.gpa.raw());
             for _ in 0..4 {
                 let mark: u64 = marks.load(at, Ordering::Acquire).unwrap();
-                assert_eq!(mark, OWNED, "stale access to page {page}");
+                assert_eq!(mark, owned(page), "stale or foreign access to page {page}");
                 seen += 1;
             }
         }
@@ -84,7 +89,7 @@ fn change(world: &mut World, marks: &GuestMemoryMmap, drains: bool) -> u64 {
     let until = Instant::now() + stress();
     while Instant::now() < until {
         let page = turns.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60;
-        let iova = FIRST + (page << 12);
+        let iova = iova(page);
         if mapped.remove(&page) {
             world.unmap(iova, 0x1000);
             if drains {
@@ -92,7 +97,7 @@ fn change(world: &mut World, marks: &GuestMemoryMmap, drains: bool) -> u64 {
             }
             mark(page, STALE);
         } else {
-            mark(page, OWNED);
+            mark(page, owned(page));
             world.map(iova, 0x1000, page << 12, Access::READ);
             mapped.insert(page);
         }
