@@ -11,6 +11,8 @@
 
 mod smmuv3;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod vtd;
 
 use viommu_pasid::{EndpointId, FirstTable, Requester, SetError, Staged, Structures};
