@@ -45,6 +45,11 @@ pub(crate) const LANES: &[Lane] = &[
         arguments: &["test", "--package", "viommu", "--test", "it"],
         environment: &[("VIOMMU_IT_ARCH", "smmuv3")],
     },
+    Lane {
+        name: "private-pasid",
+        arguments: &["run", "--release", "--example", "private_pasid"],
+        environment: &[],
+    },
 ];
 
 /// How long the stress lane looks for a stale access.
