@@ -18,8 +18,8 @@ use viommu_pasid::EndpointId;
 use viommu_pgtable::IovaRange;
 
 use crate::config::{
-    self, Arch, Config, ConfigError, EndpointOption, FunctionError, FunctionRange, MAX_POLL_US,
-    MAX_STUCK_MS, NumberError, Sandbox, StuckDevice,
+    self, Arch, Config, ConfigError, EndpointOption, FunctionError, FunctionRange, HostInterface,
+    MAX_POLL_US, MAX_STUCK_MS, NumberError, OnStart, Pin, Sandbox, StuckDevice, VfioOptions,
 };
 use crate::iommu::Settings;
 
@@ -98,12 +98,13 @@ struct Serve {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     fd: Option<RawFd>,
     /// An endpoint, or a range of them:
-    /// [SSSS:]BB:DD.F[-[SSSS:]BB:DD.F][,socket=PATH][,pasid-bits=N].
+    /// [SSSS:]BB:DD.F[-[SSSS:]BB:DD.F][,socket=PATH][,pasid-bits=N][,vfio=DEVICE].
     ///
     /// socket=PATH is where its device process connects; for a range, PATH is a folder with one
     /// socket for each, named SSSS:BB:DD.F. pasid-bits=N, 1 to 20, lets the guest attach domains to
-    /// PASIDs of N bits; 0, the default, does not. BB, DD and F are hexadecimal. Again for more
-    /// endpoints.
+    /// PASIDs of N bits; 0, the default, does not. vfio=SSSS:BB:DD.F is a device of the host that is
+    /// bound to vfio-pci; vfio=fd:N,iommufd=fd:M is one that the VMM binds, by inherited descriptors.
+    /// BB, DD and F are hexadecimal, N and descriptors decimal. Again for more endpoints.
     #[arg(long = "endpoint", value_name = "SPEC", value_parser = EndpointOption::parse)]
     endpoints: Vec<EndpointOption>,
     /// Structures that the software IOMMU keeps.
@@ -170,6 +171,19 @@ struct Serve {
     /// What becomes of it then.
     #[arg(long, value_enum, value_name = "ACTION", default_value_t = StuckDevice::Kill)]
     stuck_device: StuckDevice,
+    /// The kernel's interface to the host's IOMMU, for endpoints with vfio=.
+    #[arg(long, value_enum, value_name = "INTERFACE", default_value_t = HostInterface::Auto)]
+    host_iommu: HostInterface,
+    /// Which guest memory is pinned for VFIO devices, and when.
+    #[arg(long, value_enum, value_name = "static|dynamic", default_value_t = Pin::Static)]
+    pin: Pin,
+    /// What becomes of a device, given with vfio=fd:N, that is attached already.
+    #[arg(long, value_enum, value_name = "boot|keep|block", default_value_t = OnStart::Boot)]
+    on_start: OnStart,
+    /// An inherited socket: a launcher writes "attach" once the VMM has bound the devices that are
+    /// given with vfio=fd:N, and reads "ok", or "error" and why.
+    #[arg(long, value_name = "N")]
+    vfio_control: Option<RawFd>,
     /// Whether the daemon locks itself in once everything is open: no capabilities, landlock,
     /// seccomp.
     #[arg(long, value_enum, value_name = "auto|none", default_value_t = Sandbox::Auto)]
@@ -254,9 +268,17 @@ impl TryFrom<Serve> for Config {
             max_mappings: count(serve.max_mappings),
             boot_bypass: serve.boot_bypass == Switch::On,
         };
+        let endpoints = config::endpoints(&serve.endpoints, serve.msi_window)?;
+        let vfio = VfioOptions {
+            interface: serve.host_iommu,
+            pin: serve.pin,
+            on_start: serve.on_start,
+            control: serve.vfio_control,
+        };
         Ok(Self {
             socket: config::socket(serve.socket_path, serve.fd)?,
-            endpoints: config::endpoints(&serve.endpoints, serve.msi_window)?,
+            vfio: config::vfio(&endpoints, vfio)?,
+            endpoints,
             arch: serve.arch,
             settings,
             table_bytes: config::table_bytes(serve.table_memory.0)?,

@@ -6,6 +6,7 @@
 //!
 //! A second front-end waits at the socket until the first has left; then it finds a new device.
 
+mod control;
 mod door;
 mod signal;
 mod sys;
@@ -16,15 +17,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use viommu_backend::SoftwareIommu;
 use viommu_iotlb::{DeviceEvent, FaultRecord};
 use viommu_pasid::{EndpointId, Requester};
 
 use crate::device::{
     Connection, Device, KickTokens, Poll, Progress, Queue, Serving, Token, Trigger, Turn, Watched,
 };
+use crate::host::Host;
 use crate::iommu::{Iommu, StartError};
 use crate::protocol::Event;
+use control::Control;
 use door::Door;
 use signal::Signals;
 
@@ -42,6 +44,7 @@ mod token {
     pub(super) const DEVICES: Token = Token(4);
     pub(super) const STOP: Token = Token(5);
     pub(super) const REPORT: Token = Token(6);
+    pub(super) const CONTROL: Token = Token(7);
 }
 
 /// Why the daemon cannot start, or cannot go on.
@@ -56,7 +59,7 @@ pub enum DaemonError {
         source: io::Error,
     },
     /// The descriptor that was handed over is no socket.
-    #[error("the descriptor for front-ends: {0}")]
+    #[error("a descriptor that was handed over: {0}")]
     Handed(#[source] io::Error),
     /// A host that cannot serve this IOMMU.
     #[error(transparent)]
@@ -89,13 +92,22 @@ impl FrontEnds {
     }
 }
 
+/// Takes over descriptor `raw`, which whoever started us left open. To be called before the process
+/// opens anything of its own.
+///
+/// # Errors
+/// [`DaemonError::Handed`]: nothing is open there, or it is a standard stream.
+pub fn take_over(raw: RawFd) -> Result<OwnedFd, DaemonError> {
+    sys::take_over(raw).map_err(DaemonError::Handed)
+}
+
 /// The daemon.
 #[derive(Debug)]
 pub struct Daemon {
     poll: Arc<Poll>,
     door: Door,
-    device: Arc<Mutex<Device<SoftwareIommu>>>,
-    connection: Option<Connection<SoftwareIommu>>,
+    device: Arc<Mutex<Device<Host>>>,
+    connection: Option<Connection<Host>>,
     heard: Vec<DeviceEvent>,
     turn: Turn,
     messages_left: bool,
@@ -104,6 +116,7 @@ pub struct Daemon {
     _devices: Watched<OwnedFd>,
     _stop: Watched<Signals>,
     report: Watched<Signals>,
+    control: Option<Watched<Control>>,
 }
 
 /// What one wait reported.
@@ -115,6 +128,7 @@ struct Ready {
     devices: bool,
     stop: bool,
     report: bool,
+    control: bool,
 }
 
 impl Ready {
@@ -126,6 +140,7 @@ impl Ready {
             token::DEVICES => self.devices = true,
             token::STOP => self.stop = true,
             token::REPORT => self.report = true,
+            token::CONTROL => self.control = true,
             // The door is looked at in each turn without a front-end.
             _ => {}
         }
@@ -141,13 +156,13 @@ impl Daemon {
     pub fn new(
         front_ends: FrontEnds,
         iommu: Iommu,
-        host: SoftwareIommu,
+        host: Host,
         poll_after_work: Duration,
     ) -> Result<Self, DaemonError> {
         let poll = Poll::new()?;
         let stop = Watched::new(&poll, Signals::stop()?, token::STOP, Trigger::Level)?;
         let report = Watched::new(&poll, Signals::report()?, token::REPORT, Trigger::Level)?;
-        let devices = host.as_fd().try_clone_to_owned()?;
+        let devices = host.first().as_fd().try_clone_to_owned()?;
         let devices = Watched::new(&poll, devices, token::DEVICES, Trigger::Level)?;
         let kicks = KickTokens { request: token::REQUEST_KICK, event: token::EVENT_KICK };
         let serving = Serving { kicks, poll: poll_after_work };
@@ -164,7 +179,19 @@ impl Daemon {
             _devices: devices,
             _stop: stop,
             report,
+            control: None,
         })
+    }
+
+    /// Listens, at a connected socket, to who starts the VMM: once that has bound the VFIO devices they
+    /// are taken over.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn listen_to_launcher(&mut self, socket: OwnedFd) -> Result<(), DaemonError> {
+        let control = Control::new(socket)?;
+        self.control = Some(Watched::new(&self.poll, control, token::CONTROL, Trigger::Level)?);
+        Ok(())
     }
 
     /// Serves until SIGTERM or SIGINT, or until a connection that was handed over has ended. SIGUSR1
@@ -184,6 +211,9 @@ impl Daemon {
             if ready.report {
                 self.report.get().forget();
                 self.log_counters();
+            }
+            if ready.control {
+                self.hear_launcher();
             }
             if ready.devices {
                 self.hear_devices();
@@ -285,7 +315,7 @@ impl Daemon {
     fn hear_devices(&mut self) {
         let mut heard = std::mem::take(&mut self.heard);
         let mut device = self.device();
-        device.host().dispatch(&mut |event| heard.push(event));
+        device.host().first_mut().dispatch(&mut |event| heard.push(event));
         for event in heard.drain(..) {
             react(&mut device, event);
         }
@@ -294,10 +324,22 @@ impl Daemon {
         self.heard = heard;
     }
 
+    /// What the launcher says; one that is gone says nothing more.
+    fn hear_launcher(&mut self) {
+        let Some(control) = &self.control else { return };
+        let heard = control.get().hear(&mut || match self.device().host().second_mut() {
+            Some(vfio) => vfio.adopt().map_err(|error| error.to_string()),
+            None => Err("there are no VFIO devices".to_owned()),
+        });
+        if heard.is_break() {
+            self.control = None;
+        }
+    }
+
     fn log_counters(&self) {
         let mut device = self.device();
-        let hub = device.host().hub().counters();
-        let table_pages = device.host().hub().region().pages_used();
+        let hub = device.host().first().hub().counters();
+        let table_pages = device.host().first().hub().region().pages_used();
         let (domains, mappings) = (device.iommu().domain_count(), device.iommu().mapping_count());
         log::info!(
             "{} domains={domains} mappings={mappings} table_pages={table_pages} drains={} waits={} longest_drain_us={} devices={} killed={} cut_off={}",
@@ -312,13 +354,13 @@ impl Daemon {
     }
 
     /// The device. Only this thread uses it, and none of its calls is left half-way.
-    fn device(&self) -> MutexGuard<'_, Device<SoftwareIommu>> {
+    fn device(&self) -> MutexGuard<'_, Device<Host>> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// One thing that a device process said.
-fn react(device: &mut Device<SoftwareIommu>, event: DeviceEvent) {
+fn react(device: &mut Device<Host>, event: DeviceEvent) {
     match event {
         DeviceEvent::Connected { endpoint } => log::info!("device process of {endpoint} connected"),
         DeviceEvent::Disconnected { endpoint } => log::info!("device process of {endpoint} left"),
@@ -330,7 +372,7 @@ fn react(device: &mut Device<SoftwareIommu>, event: DeviceEvent) {
 
 /// A fault on its way to the guest. Why the access was refused is the state machine's to say: the record
 /// is only a device process's claim.
-fn report(device: &mut Device<SoftwareIommu>, endpoint: EndpointId, record: &FaultRecord) {
+fn report(device: &mut Device<Host>, endpoint: EndpointId, record: &FaultRecord) {
     log::debug!("fault of {endpoint}: {record:?}");
     let FaultRecord { pasid, iova, access, second_level, .. } = *record;
     let Some(reason) = device.iommu().fault_reason(Requester { endpoint, pasid }) else { return };

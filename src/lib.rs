@@ -18,6 +18,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod device;
+pub mod host;
 pub mod iommu;
 pub mod protocol;
 pub mod sandbox;

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use viommu::cli::{self, Invocation, ViotRequest};
 use viommu::config::{Arch, Config, INPUT_BITS, Sandbox, Socket, StuckDevice};
-use viommu::daemon::{Daemon, FrontEnds};
+use viommu::daemon::{self, Daemon, FrontEnds};
+use viommu::host::{self, Descriptors};
 use viommu::iommu::Iommu;
 use viommu::{sandbox, viot};
 use viommu_backend::{DevicePlace, SoftwareConfig, SoftwareIommu};
@@ -58,20 +59,30 @@ fn write_viot(request: &ViotRequest) -> Result<(), Failure> {
 /// The daemon's life: log, listen, make the tables, lock itself in, serve.
 ///
 /// A descriptor that was handed over is taken before anything else opens one.
-fn serve(config: Config) -> Result<(), Failure> {
+fn serve(mut config: Config) -> Result<(), Failure> {
     env_logger::Builder::new().filter_level(config.log_level).init();
+    let mut descriptors = Descriptors::new();
+    for raw in host::inherited(&config) {
+        descriptors.insert(raw, daemon::take_over(raw)?);
+    }
     let front_ends = match &config.socket {
         Socket::Path(path) => FrontEnds::at_path(path)?,
         Socket::Fd(raw) => FrontEnds::from_fd(*raw)?,
     };
-    let host = tables(&config)?;
+    let control = config.vfio.control.and_then(|raw| descriptors.remove(&raw));
+    let tables = tables(&config)?;
+    let host = host::with_vfio(&mut config, tables, &mut descriptors)?;
+    let vfio = config.endpoints.iter().any(|endpoint| endpoint.vfio.is_some());
     let (sandbox, sockets) = (config.sandbox, sockets(&config));
     let count = config.endpoints.len();
     let specs = config.endpoints.into_iter().map(|endpoint| endpoint.spec).collect();
     let iommu = Iommu::new(config.settings, specs)?;
     let mut daemon = Daemon::new(front_ends, iommu, host, config.poll)?;
+    if let Some(control) = control {
+        daemon.listen_to_launcher(control)?;
+    }
     match sandbox {
-        Sandbox::Auto => log::info!("sandbox {}", sandbox::enter(&sockets)),
+        Sandbox::Auto => log::info!("sandbox {}", sandbox::enter(&sockets, vfio)),
         Sandbox::None => log::info!("no sandbox, as asked"),
     }
     log::info!("serving {count} endpoints, waiting for a front-end");

@@ -4,14 +4,16 @@
 //! What it guarantees: every call either takes effect as a whole or changes nothing; what a call withdrew
 //! is out of use once [`HostIommu::sync`] has returned, and not before.
 //! What it leaves out: virtio's rules. Who calls has checked them: ranges do not overlap, domains exist.
-#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
 
 mod host;
+pub mod iommufd;
 mod mixed;
 mod recording;
 pub mod software;
 mod state;
+pub mod type1;
+pub mod vfio;
 
 pub use host::{
     Capabilities, DomainId, EndpointCapabilities, FirstFormat, HostError, HostIommu, MemoryRegion,

@@ -38,8 +38,10 @@ fn the_least_command_line_has_the_documented_defaults() {
             spec: EndpointSpec::x86(id),
             pasid_bits: 0,
             socket: None,
+            vfio: None,
         }],
         arch: Arch::Vtd,
+        vfio: VfioOptions::default(),
         settings: Settings::default(),
         table_bytes: 1 << 30,
         poll: Duration::ZERO,
@@ -65,6 +67,7 @@ fn every_option_reaches_the_configuration() {
         pasid_bits: 0,
         spec: EndpointSpec::with_msi_window(EndpointId::new(raw), its),
         socket: socket.map(PathBuf::from),
+        vfio: None,
     };
     let settings = Settings {
         page_size_mask: 1 << 16 | 1 << 21,
@@ -78,6 +81,7 @@ fn every_option_reaches_the_configuration() {
         socket: Socket::Fd(5),
         endpoints: vec![endpoint(0x10, Some("/d")), endpoint(0x18, None)],
         arch: Arch::Vtd,
+        vfio: VfioOptions::default(),
         settings,
         table_bytes: 64 << 20,
         poll: Duration::from_micros(50),

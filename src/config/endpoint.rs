@@ -6,6 +6,7 @@ use viommu_pasid::EndpointId;
 use viommu_pgtable::IovaRange;
 
 use super::EndpointConfig;
+use super::vfio::{VfioDevice, VfioWords};
 use crate::iommu::EndpointSpec;
 
 /// A text that names no function.
@@ -29,7 +30,9 @@ pub enum SpecError {
     #[error(transparent)]
     Function(#[from] FunctionError),
     /// Something after a comma that means nothing.
-    #[error("`{0}` means nothing here: write BB:DD.F[-BB:DD.F][,socket=PATH][,pasid-bits=N]")]
+    #[error(
+        "`{0}` means nothing here: write BB:DD.F[-BB:DD.F][,socket=PATH][,pasid-bits=N][,vfio=DEVICE]"
+    )]
     Unknown(String),
     /// The same key again.
     #[error("{0}= is there twice")]
@@ -44,10 +47,14 @@ pub enum SpecError {
     #[error("page-request: this build serves no page requests, so it has to be left out")]
     PageRequests,
     /// Devices of the host.
-    #[error(
-        "vfio={0}: this build serves no VFIO devices; a device process connects to socket=PATH"
-    )]
+    #[error("vfio={0}: write vfio=SSSS:BB:DD.F, or vfio=fd:N,iommufd=fd:M")]
     Vfio(String),
+    /// An iommufd without a device of it.
+    #[error("iommufd=fd:M goes with vfio=fd:N, and with nothing else")]
+    IommufdAlone,
+    /// One device for two functions, or two places for one.
+    #[error("vfio= is for one function, without socket=: the device is the host's")]
+    VfioShared,
 }
 
 /// Functions from one to another, both inclusive, in the order of their ids.
@@ -137,6 +144,7 @@ pub struct EndpointOption {
     /// The socket of the function; for a range, the folder of their sockets.
     socket: Option<PathBuf>,
     pasid_bits: u8,
+    vfio: Option<VfioDevice>,
     is_range: bool,
 }
 
@@ -152,7 +160,8 @@ impl EndpointOption {
         let functions = parts.next().unwrap_or_default();
         let range = FunctionRange::parse(functions)?;
         let is_range = functions.contains('-');
-        let mut option = Self { range, socket: None, pasid_bits: 0, is_range };
+        let mut option = Self { range, socket: None, pasid_bits: 0, vfio: None, is_range };
+        let mut words = VfioWords::default();
         let mut pasid_bits = None;
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
@@ -161,11 +170,16 @@ impl EndpointOption {
                 "socket" => once(&mut option.socket, PathBuf::from(value), "socket")?,
                 "pasid-bits" => once(&mut pasid_bits, parse_pasid_bits(value)?, "pasid-bits")?,
                 "page-request" => return Err(SpecError::PageRequests),
-                "vfio" => return Err(SpecError::Vfio(value.to_owned())),
+                "vfio" => once(&mut words.vfio, value.to_owned(), "vfio")?,
+                "iommufd" => once(&mut words.iommufd, value.to_owned(), "iommufd")?,
                 _ => return Err(SpecError::Unknown(part.to_owned())),
             }
         }
         option.pasid_bits = pasid_bits.unwrap_or(0);
+        option.vfio = words.device()?;
+        if option.vfio.is_some() && (is_range || option.socket.is_some()) {
+            return Err(SpecError::VfioShared);
+        }
         Ok(option)
     }
 
@@ -182,6 +196,7 @@ impl EndpointOption {
                 Some(folder) if self.is_range => Some(folder.join(id.to_string())),
                 socket => socket.clone(),
             },
+            vfio: self.vfio,
         })
     }
 }

@@ -4,6 +4,7 @@
 
 mod endpoint;
 mod number;
+mod vfio;
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -16,6 +17,7 @@ use viommu_pgtable::{Iova, IovaRange};
 
 pub use endpoint::{EndpointOption, FunctionError, FunctionRange, SpecError};
 pub use number::{NumberError, bytes, page_sizes, window};
+pub use vfio::{HostInterface, OnStart, Pin, VfioDevice, VfioOptions};
 
 use crate::iommu::{EndpointSpec, Settings};
 
@@ -69,6 +71,8 @@ pub struct EndpointConfig {
     pub pasid_bits: u8,
     /// The socket of its device process; without one, none can connect.
     pub socket: Option<PathBuf>,
+    /// The device of the host that it is; then it has no device process.
+    pub vfio: Option<VfioDevice>,
 }
 
 /// Everything that the daemon needs to start.
@@ -80,6 +84,8 @@ pub struct Config {
     pub endpoints: Vec<EndpointConfig>,
     /// The software IOMMU's structures.
     pub arch: Arch,
+    /// How devices of the host are served.
+    pub vfio: VfioOptions,
     /// The device's properties and limits.
     pub settings: Settings,
     /// Memory for tables, bytes; a multiple of 4096.
@@ -154,12 +160,58 @@ pub enum ConfigError {
         /// The smallest page size, bytes.
         granule: u64,
     },
+    /// Nobody would say when.
+    #[error(
+        "vfio=fd:N: give --vfio-control N too, or say --on-start keep|block if a VMM runs already"
+    )]
+    NoControl,
+    /// Something about devices of a VMM, and there are none.
+    #[error("--vfio-control and --on-start are for endpoints with vfio=fd:N")]
+    ControlAlone,
+    /// A container is opened by who uses it.
+    #[error("--host-iommu type1: descriptors are given for iommufd; take vfio=SSSS:BB:DD.F")]
+    GivenToType1,
+    /// Devices that cannot be in one iommufd.
+    #[error("all endpoints with vfio= have to be addresses, or of one iommufd=fd:M")]
+    TwoKinds,
     /// Not a number of pages, or too few for a table.
     #[error(
         "--table-memory {0:#x}: it has to be a multiple of {TABLE_PAGE_BYTES} and at least \
          {MIN_TABLE_BYTES} bytes"
     )]
     TableMemory(u64),
+}
+
+/// Checks that devices which the VMM binds are said to be so, and others are not.
+///
+/// # Errors
+/// [`ConfigError::NoControl`], [`ConfigError::ControlAlone`], [`ConfigError::TwoKinds`].
+pub fn vfio(
+    endpoints: &[EndpointConfig],
+    options: VfioOptions,
+) -> Result<VfioOptions, ConfigError> {
+    let devices = || endpoints.iter().filter_map(|endpoint| endpoint.vfio);
+    let iommufds: BTreeSet<_> = devices()
+        .map(|device| match device {
+            VfioDevice::Address(_) => None,
+            VfioDevice::Given { iommufd, .. } => Some(iommufd),
+        })
+        .collect();
+    if iommufds.len() > 1 {
+        return Err(ConfigError::TwoKinds);
+    }
+    let given = iommufds.iter().any(Option::is_some);
+    let told = options.control.is_some();
+    if given && options.interface == HostInterface::Type1 {
+        return Err(ConfigError::GivenToType1);
+    }
+    if given && !told && options.on_start == OnStart::Boot {
+        return Err(ConfigError::NoControl);
+    }
+    if !given && (told || options.on_start != OnStart::Boot) {
+        return Err(ConfigError::ControlAlone);
+    }
+    Ok(options)
 }
 
 /// The socket of exactly one of the two options.

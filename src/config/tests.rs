@@ -1,5 +1,7 @@
 //! Options, one claim a test.
 
+use viommu_backend::vfio::PciAddress;
+
 use super::*;
 use crate::iommu::X86_MSI_WINDOW;
 
@@ -13,8 +15,12 @@ fn parsed(specs: &[&str]) -> Result<Vec<EndpointConfig>, ConfigError> {
 }
 
 fn endpoint(raw: u32, socket: Option<&str>) -> EndpointConfig {
-    let socket = socket.map(PathBuf::from);
-    EndpointConfig { spec: EndpointSpec::x86(id(raw)), pasid_bits: 0, socket }
+    EndpointConfig {
+        spec: EndpointSpec::x86(id(raw)),
+        pasid_bits: 0,
+        socket: socket.map(PathBuf::from),
+        vfio: None,
+    }
 }
 
 fn refused(spec: &str) -> String {
@@ -108,10 +114,6 @@ fn a_whole_segment_is_served_and_one_endpoint_more_is_not() {
 #[test]
 fn what_this_build_does_not_serve_is_refused_by_name() {
     assert_eq!(EndpointOption::parse("00:02.0,page-request"), Err(SpecError::PageRequests));
-    assert_eq!(
-        EndpointOption::parse("00:02.0,vfio=0000:01:00.0"),
-        Err(SpecError::Vfio("0000:01:00.0".to_owned()))
-    );
     assert_eq!(width(Arch::SmmuV3, 57), Err(ConfigError::SmmuInputBits(57)));
     assert_eq!(width(Arch::SmmuV3, 48).and(width(Arch::Vtd, 57)), Ok(()));
 }
@@ -232,4 +234,53 @@ fn table_memory_is_whole_pages() {
     for bytes in [0, 1, 4096, (512 << 10) - 4096, (512 << 10) + 1] {
         assert_eq!(table_bytes(bytes), Err(ConfigError::TableMemory(bytes)));
     }
+}
+
+fn device(spec: &str) -> Result<Option<VfioDevice>, SpecError> {
+    let option = EndpointOption::parse(spec)?;
+    Ok(option.endpoints(X86_MSI_WINDOW.range).next().unwrap().vfio)
+}
+
+#[test]
+fn a_vfio_device_is_an_address_or_two_descriptors() {
+    let address = PciAddress::new(EndpointId::new(0x1_6500));
+    assert_eq!(device("00:04.0,vfio=0001:65:00.0"), Ok(Some(VfioDevice::Address(address))));
+    let given = VfioDevice::Given { device: 31, iommufd: 30 };
+    assert_eq!(device("00:04.0,vfio=fd:31,iommufd=fd:30"), Ok(Some(given)));
+    assert_eq!(device("00:04.0"), Ok(None));
+}
+
+#[test]
+fn a_vfio_device_that_is_half_named_or_shared_is_refused() {
+    for (spec, error) in [
+        ("00:04.0,vfio=65", SpecError::Vfio("65".to_owned())),
+        ("00:04.0,vfio=fd:31", SpecError::Vfio("fd:31".to_owned())),
+        ("00:04.0,vfio=fd:-1,iommufd=fd:30", SpecError::Vfio("fd:-1".to_owned())),
+        ("00:04.0,vfio=01:00.0,iommufd=fd:3", SpecError::IommufdAlone),
+        ("00:04.0,iommufd=fd:3", SpecError::IommufdAlone),
+        ("00:04.0-00:04.1,vfio=01:00.0", SpecError::VfioShared),
+        ("00:04.0,vfio=01:00.0,socket=/s", SpecError::VfioShared),
+        ("00:04.0,vfio=01:00.0,vfio=01:00.1", SpecError::Twice("vfio")),
+    ] {
+        assert_eq!(device(spec), Err(error), "{spec}");
+    }
+}
+
+#[test]
+fn devices_of_a_vmm_need_someone_who_says_when_it_has_them() {
+    let given = parsed(&["00:04.0,vfio=fd:31,iommufd=fd:30"]).unwrap();
+    let ours = parsed(&["00:04.0,vfio=01:00.0"]).unwrap();
+    let none = VfioOptions::default();
+    let told = VfioOptions { control: Some(9), ..none };
+    let keep = VfioOptions { on_start: OnStart::Keep, ..none };
+    let type1 = VfioOptions { interface: HostInterface::Type1, ..told };
+    assert_eq!(vfio(&given, told), Ok(told));
+    assert_eq!(vfio(&given, keep), Ok(keep));
+    assert_eq!(vfio(&ours, none), Ok(none));
+    assert_eq!(vfio(&given, none), Err(ConfigError::NoControl));
+    assert_eq!(vfio(&given, type1), Err(ConfigError::GivenToType1));
+    assert_eq!(vfio(&ours, told), Err(ConfigError::ControlAlone));
+    assert_eq!(vfio(&ours, keep), Err(ConfigError::ControlAlone));
+    let both = parsed(&["00:04.0,vfio=01:00.0", "00:05.0,vfio=fd:3,iommufd=fd:4"]).unwrap();
+    assert_eq!(vfio(&both, told), Err(ConfigError::TwoKinds));
 }

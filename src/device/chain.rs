@@ -4,16 +4,21 @@
 //! writable part are noted, and checked to lie in guest memory, before a request takes effect. So a
 //! guest that changes a chain under our hands changes only what it reads itself.
 
-use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
+use super::memory::View;
+use super::ring::{Parts, Table};
 use crate::protocol::MAX_READABLE_BYTES;
+
+/// Bytes of a descriptor, of which an indirect table holds a whole number (virtio 1.4, 2.7.5.3).
+const DESCRIPTOR_BYTES: u32 = 16;
 
 /// Why a chain is no request. Its buffer is left untouched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BadChain {
-    /// A loop, an index outside the table, a table inside a table, or a table of odd length.
+    /// An index outside the table; a table inside a table, of odd length, or not in one region of
+    /// memory; more than 2^32 bytes.
     #[error("the descriptors lead nowhere")]
     Broken,
     /// virtio 1.4, 2.7.4.2: readable descriptors come first.
@@ -27,7 +32,7 @@ pub(super) enum BadChain {
         /// Length of the descriptor.
         bytes: u32,
     },
-    /// virtio 1.4, 2.7.5.3.1: a chain is no longer than the queue.
+    /// virtio 1.4, 2.7.5.3.1: a chain is no longer than the queue. A loop, too.
     #[error("more than {0} descriptors")]
     TooLong(u16),
 }
@@ -59,29 +64,35 @@ impl Buffer {
         }
     }
 
-    /// Takes a chain apart; `limit` is the most descriptors it may have.
+    /// Takes the chain at `head` apart.
     ///
     /// # Errors
     /// [`BadChain`]; the buffer holds nothing useful then.
-    pub(super) fn load(
-        &mut self,
-        chain: DescriptorChain<&GuestMemoryMmap>,
-        ram: &GuestMemoryMmap,
-        limit: u16,
-    ) -> Result<(), BadChain> {
+    pub(super) fn load(&mut self, head: u16, parts: &Parts<'_>) -> Result<(), BadChain> {
         self.readable_bytes = 0;
         self.writable.clear();
         self.writable_bytes = 0;
-        let mut unfinished = true;
+        let limit = parts.size();
+        let (mut table, mut index, mut total) = (parts.table, head, 0_u32);
+        let mut indirect = false;
         let mut left = limit;
-        for descriptor in chain {
+        loop {
+            let descriptor = table.get(index).ok_or(BadChain::Broken)?;
+            if descriptor.refers_to_indirect_table() {
+                if std::mem::replace(&mut indirect, true) {
+                    return Err(BadChain::Broken);
+                }
+                (table, index) = (indirect_table(&descriptor, &parts.view)?, 0);
+                continue;
+            }
             left = left.checked_sub(1).ok_or(BadChain::TooLong(limit))?;
-            unfinished = descriptor.has_next();
-            self.add(&descriptor, ram)?;
+            total = total.checked_add(descriptor.len()).ok_or(BadChain::Broken)?;
+            self.add(&descriptor, &parts.view)?;
+            if !descriptor.has_next() {
+                return Ok(());
+            }
+            index = descriptor.next();
         }
-        // The iterator ends at whatever it cannot follow, without a word; what it yielded last then
-        // still pointed on.
-        if unfinished { Err(BadChain::Broken) } else { Ok(()) }
     }
 
     /// What the guest wrote, cut at [`MAX_READABLE_BYTES`]: what follows means nothing.
@@ -96,13 +107,13 @@ impl Buffer {
     }
 
     /// Writes `bytes` at the start of the writable part. What lies beyond its end is not written.
-    pub(super) fn write(&self, ram: &GuestMemoryMmap, bytes: &[u8]) {
+    pub(super) fn write(&self, view: &View<'_>, bytes: &[u8]) {
         let mut rest = bytes;
         for piece in &self.writable {
             let room = usize::try_from(piece.bytes).unwrap_or(usize::MAX);
             let (now, later) = rest.split_at(rest.len().min(room));
             // Checked by `load` against the same table: it fails only if that check is wrong.
-            if ram.write_slice(now, piece.address).is_err() {
+            if !view.write(piece.address, now) {
                 log::debug!("an answer at {:#x} could not be written", piece.address.0);
             }
             rest = later;
@@ -113,12 +124,13 @@ impl Buffer {
     }
 
     /// Takes note of one descriptor.
-    fn add(&mut self, descriptor: &Descriptor, ram: &GuestMemoryMmap) -> Result<(), BadChain> {
+    #[inline]
+    fn add(&mut self, descriptor: &Descriptor, view: &View<'_>) -> Result<(), BadChain> {
         let (address, bytes) = (descriptor.addr(), descriptor.len());
         let outside = BadChain::Outside { address: address.0, bytes };
         let length = usize::try_from(bytes).map_err(|_| outside)?;
         if descriptor.is_write_only() {
-            check(ram, address, length).ok_or(outside)?;
+            view.has(address, length).then_some(()).ok_or(outside)?;
             self.writable.push(Piece { address, bytes });
             self.writable_bytes = self.writable_bytes.saturating_add(bytes);
             return Ok(());
@@ -128,17 +140,24 @@ impl Buffer {
         }
         let from = self.readable().len();
         let room = self.readable.get_mut(from..).unwrap_or_default();
-        if room.len() < length {
-            check(ram, address, length).ok_or(outside)?;
-        }
+        let whole = room.len() >= length || view.has(address, length);
         let (now, _) = room.split_at_mut(room.len().min(length));
-        ram.read_slice(now, address).map_err(|_| outside)?;
+        if !whole || !view.read(address, now) {
+            return Err(outside);
+        }
         self.readable_bytes = self.readable_bytes.saturating_add(bytes);
         Ok(())
     }
 }
 
-/// `Some` if all of a descriptor's bytes are guest memory.
-fn check(ram: &GuestMemoryMmap, address: GuestAddress, length: usize) -> Option<()> {
-    GuestMemoryBackend::check_range(ram, address, length).then_some(())
+/// The table that a descriptor leads to.
+#[inline]
+fn indirect_table<'m>(descriptor: &Descriptor, view: &View<'m>) -> Result<Table<'m>, BadChain> {
+    let bytes = descriptor.len();
+    let entries = bytes / DESCRIPTOR_BYTES;
+    if !bytes.is_multiple_of(DESCRIPTOR_BYTES) || entries > u32::from(u16::MAX) {
+        return Err(BadChain::Broken);
+    }
+    let bytes = usize::try_from(bytes).map_err(|_| BadChain::Broken)?;
+    view.slice(descriptor.addr(), bytes).map(Table::new).ok_or(BadChain::Broken)
 }

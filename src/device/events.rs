@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use vm_memory::GuestMemoryMmap;
 
 use super::chain::Buffer;
-use super::ring::{Ring, RingFault};
+use super::ring::{Parts, Ring, RingFault};
 use super::{ROUNDS_PER_TURN, Turn};
 use crate::protocol::Event;
 
@@ -62,13 +62,14 @@ impl Waiting {
         ram: &GuestMemoryMmap,
     ) -> Result<Delivered, RingFault> {
         let mut reports = 0;
+        let parts = ring.open(ram)?;
         for _ in 0..ROUNDS_PER_TURN {
             if self.events.is_empty() {
                 return Ok(Delivered { reports, turn: Turn::Done });
             }
-            ring.quiet(ram)?;
-            reports += self.fill(ring, ram)?;
-            if !self.events.is_empty() && !ring.listen(ram)? {
+            ring.quiet(&parts)?;
+            reports += self.fill(ring, &parts)?;
+            if !self.events.is_empty() && !ring.listen(&parts)? {
                 return Ok(Delivered { reports, turn: Turn::Done });
             }
         }
@@ -76,26 +77,33 @@ impl Waiting {
     }
 
     /// One round: fills what is there, and gives it back with one interrupt.
-    fn fill(&mut self, ring: &mut Ring, ram: &GuestMemoryMmap) -> Result<u64, RingFault> {
-        let Self { events, buffer, used } = self;
-        let limit = ring.size();
+    fn fill(&mut self, ring: &mut Ring, parts: &Parts<'_>) -> Result<u64, RingFault> {
+        self.used.clear();
+        let taken = self.take(ring, parts);
+        ring.publish(parts, &self.used)?;
+        taken
+    }
+
+    /// Takes buffers and fills them; how many reports were written.
+    fn take(&mut self, ring: &mut Ring, parts: &Parts<'_>) -> Result<u64, RingFault> {
         let mut reports = 0;
-        used.clear();
-        let popped = ring.pop(ram, |head, chain| {
-            let fits = buffer.load(chain, ram, limit).is_ok();
-            let report = (fits && buffer.writable_bytes() >= Event::BYTES)
-                .then(|| events.pop_front())
+        for _ in 0..ring.available(parts)? {
+            if self.events.is_empty() {
+                break;
+            }
+            let head = ring.take(parts)?;
+            let fits = self.buffer.load(head, parts).is_ok();
+            let report = (fits && self.buffer.writable_bytes() >= Event::BYTES)
+                .then(|| self.events.pop_front())
                 .flatten();
             let written = report.map_or(0, |event| {
-                buffer.write(ram, &event.encode());
+                self.buffer.write(&parts.view, &event.encode());
                 reports += 1;
                 REPORT_BYTES
             });
-            used.push((head, written));
-            !events.is_empty()
-        });
-        ring.publish(ram, used)?;
-        popped.map(|()| reports)
+            self.used.push((head, written));
+        }
+        Ok(reports)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The guest's memory as the front-end describes it.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::AsFd;
 
@@ -8,8 +9,8 @@ use viommu_backend::MemoryRegion;
 use viommu_pgtable::PhysAddr;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
-    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionCollectionError, GuestRegionMmap, MmapRegion,
+    Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionCollectionError, GuestRegionMmap, MmapRegion, VolatileSlice,
 };
 
 /// Most regions that a table holds; as many descriptors as one message can bring.
@@ -150,6 +151,78 @@ impl GuestRam {
     }
 }
 
+/// Guest memory during a turn of serving.
+///
+/// It remembers the region that was used last: one guest's requests lie in one region nearly always.
+#[derive(Debug)]
+pub(super) struct View<'m> {
+    ram: &'m GuestMemoryMmap,
+    recent: Cell<Option<Region<'m>>>,
+}
+
+/// One region of guest memory.
+#[derive(Debug, Clone, Copy)]
+struct Region<'m> {
+    start: GuestAddress,
+    bytes: VolatileSlice<'m>,
+}
+
+impl<'m> Region<'m> {
+    /// `bytes` bytes from `at` on, if all of them are in this region.
+    #[inline]
+    fn slice(&self, at: GuestAddress, bytes: usize) -> Option<VolatileSlice<'m>> {
+        let offset = usize::try_from(at.0.checked_sub(self.start.0)?).ok()?;
+        self.bytes.subslice(offset, bytes).ok()
+    }
+}
+
+impl<'m> View<'m> {
+    /// A view of all of `ram`.
+    pub(super) const fn new(ram: &'m GuestMemoryMmap) -> Self {
+        Self { ram, recent: Cell::new(None) }
+    }
+
+    /// `bytes` bytes from `at` on; `None` unless all of them are in one region.
+    #[inline]
+    pub(super) fn slice(&self, at: GuestAddress, bytes: usize) -> Option<VolatileSlice<'m>> {
+        let known = self.recent.get().and_then(|region| region.slice(at, bytes));
+        known.or_else(|| self.look_up(at)?.slice(at, bytes))
+    }
+
+    /// Reads bytes; false, and some of `into` perhaps written, if some are not guest memory.
+    pub(super) fn read(&self, at: GuestAddress, into: &mut [u8]) -> bool {
+        match self.slice(at, into.len()) {
+            Some(slice) => slice.copy_to(into) == into.len(),
+            None => self.ram.read_slice(into, at).is_ok(),
+        }
+    }
+
+    /// Writes bytes; false, and some perhaps written, if some are not guest memory.
+    pub(super) fn write(&self, at: GuestAddress, bytes: &[u8]) -> bool {
+        match self.slice(at, bytes.len()) {
+            Some(slice) => {
+                slice.copy_from(bytes);
+                true
+            }
+            None => self.ram.write_slice(bytes, at).is_ok(),
+        }
+    }
+
+    /// Whether `bytes` bytes from `at` on are guest memory, in one region or several.
+    pub(super) fn has(&self, at: GuestAddress, bytes: usize) -> bool {
+        self.slice(at, bytes).is_some() || GuestMemoryBackend::check_range(self.ram, at, bytes)
+    }
+
+    /// The region of an address, remembered.
+    #[cold]
+    fn look_up(&self, at: GuestAddress) -> Option<Region<'m>> {
+        let found = self.ram.find_region(at)?;
+        let region = Region { start: found.start_addr(), bytes: found.as_volatile_slice().ok()? };
+        self.recent.set(Some(region));
+        Some(region)
+    }
+}
+
 /// Maps one region of a file at its place.
 fn map(place: Placement, file: FileOffset) -> Result<GuestRegionMmap, MemoryError> {
     let Placement { gpa, size_bytes: size, .. } = place;
@@ -222,6 +295,27 @@ mod tests {
         assert_eq!(less.mapped().num_regions(), 1);
         assert!(matches!(less.without(&regions[0]), Err(MemoryError::Unknown { gpa: 0, .. })));
     }
+
+    #[test]
+    fn a_view_reads_and_writes_across_regions_and_slices_only_within_one() {
+        let regions = [region(0, 0x1000, USER), region(0x1000, 0x1000, USER + 0x1000)];
+        let ram = GuestRam::new(&regions, vec![file(0x1000), file(0x1000)]).unwrap();
+        let view = View::new(ram.mapped());
+        assert!(view.write(GuestAddress(0xffe), &[1, 2, 3, 4]));
+        let mut bytes = [0; 4];
+        assert!(view.read(GuestAddress(0xffe), &mut bytes));
+        assert_eq!(bytes, [1, 2, 3, 4]);
+        assert!(view.slice(GuestAddress(0xffe), 4).is_none());
+        assert_eq!(view.slice(GuestAddress(0x1000), 2).unwrap().load::<u8>(1, ORDER).unwrap(), 4);
+        assert!(view.has(GuestAddress(0), 0x2000) && !view.has(GuestAddress(1), 0x2000));
+        for outside in [0x1fff, 0x2000, u64::MAX] {
+            assert!(view.slice(GuestAddress(outside), 2).is_none(), "{outside:#x}");
+            assert!(!view.read(GuestAddress(outside), &mut [0; 2]), "{outside:#x}");
+            assert!(!view.write(GuestAddress(outside), &[0; 2]), "{outside:#x}");
+        }
+    }
+
+    const ORDER: std::sync::atomic::Ordering = std::sync::atomic::Ordering::Relaxed;
 
     #[test]
     fn one_region_above_the_limit_is_refused() {

@@ -8,12 +8,11 @@
 use std::time::{Duration, Instant};
 
 use viommu_backend::HostIommu;
-use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryMmap;
 
 use super::chain::Buffer;
 use super::counters::Counters;
-use super::ring::{Ring, RingFault};
+use super::ring::{Parts, Ring, RingFault};
 use super::{ROUNDS_PER_TURN, Turn};
 use crate::iommu::Iommu;
 use crate::protocol::{Decoded, Features, MAX_PLAIN_REPLY_BYTES, decode};
@@ -30,10 +29,39 @@ pub(super) struct Service<'a, H> {
     pub(super) features: Features,
 }
 
+/// Requests that are taken and decoded before the first of them is put into effect.
+const WINDOW: usize = 32;
+
+/// One request that was taken from the ring.
+#[derive(Debug)]
+struct Taken {
+    head: u16,
+    buffer: Buffer,
+    decoded: Decoded,
+}
+
+impl Taken {
+    /// Takes the chain at its head apart and decodes what is in it.
+    fn decode<H>(&mut self, parts: &Parts<'_>, probe_size: u32, service: &mut Service<'_, H>) {
+        self.decoded = Decoded::Unknown;
+        if let Err(bad) = self.buffer.load(self.head, parts) {
+            log::debug!("a request is not served: {bad}");
+            service.counters.bad_chains += 1;
+            return;
+        }
+        let (readable, writable) = (self.buffer.readable(), self.buffer.writable_bytes());
+        self.decoded = decode(readable, writable, service.features, probe_size);
+        if self.decoded == Decoded::Unknown {
+            log::debug!("an unknown request of {} bytes is left alone", readable.len());
+            service.counters.unknown += 1;
+        }
+    }
+}
+
 /// Memory that serving needs, made once: nothing is allocated for a request.
 #[derive(Debug)]
 pub(super) struct Requests {
-    buffer: Buffer,
+    window: Box<[Taken]>,
     reply: Box<[u8]>,
     probe_size: u32,
     used: Vec<(u16, u32)>,
@@ -47,8 +75,9 @@ impl Requests {
     pub(super) fn new(probe_size: u32, poll: Duration) -> Self {
         let probe = usize::try_from(probe_size).unwrap_or_default() + 4;
         let reply = probe.max(MAX_PLAIN_REPLY_BYTES);
+        let taken = || Taken { head: 0, buffer: Buffer::new(), decoded: Decoded::Unknown };
         Self {
-            buffer: Buffer::new(),
+            window: std::iter::repeat_with(taken).take(WINDOW).collect(),
             reply: vec![0; reply].into_boxed_slice(),
             probe_size,
             used: Vec::new(),
@@ -65,14 +94,15 @@ impl Requests {
         ram: &GuestMemoryMmap,
         service: &mut Service<'_, H>,
     ) -> Result<Turn, RingFault> {
+        let parts = ring.open(ram)?;
         for _ in 0..ROUNDS_PER_TURN {
-            ring.quiet(ram)?;
-            self.batch(ring, ram, service)?;
+            ring.quiet(&parts)?;
+            self.batch(ring, &parts, service)?;
             if self.polls_on() {
                 continue;
             }
             // Without this the driver's next request would come without a kick, and wait for ever.
-            if !ring.listen(ram)? {
+            if !ring.listen(&parts)? {
                 return Ok(Turn::Done);
             }
         }
@@ -95,53 +125,80 @@ impl Requests {
     fn batch<H: HostIommu>(
         &mut self,
         ring: &mut Ring,
-        ram: &GuestMemoryMmap,
+        parts: &Parts<'_>,
         service: &mut Service<'_, H>,
     ) -> Result<(), RingFault> {
-        let limit = ring.size();
         self.used.clear();
-        let popped = ring.pop(ram, |head, chain| {
-            let written = self.answer(chain, ram, limit, service);
-            self.used.push((head, written));
-            true
-        });
+        let answered = self.answer_all(ring, parts, service);
         if !self.used.is_empty() {
             service.host.sync();
             service.iommu.synced();
         }
-        ring.publish(ram, &self.used)?;
-        popped
+        ring.publish(parts, &self.used)?;
+        answered
     }
 
-    /// One request: from its chain to the bytes of its answer. Returns the used length.
+    /// Takes and answers what is available now, a window at a time.
+    fn answer_all<H: HostIommu>(
+        &mut self,
+        ring: &mut Ring,
+        parts: &Parts<'_>,
+        service: &mut Service<'_, H>,
+    ) -> Result<(), RingFault> {
+        let mut left = usize::from(ring.available(parts)?);
+        while left > 0 {
+            let (taken, done) = self.take(left, ring, parts, service);
+            for index in 0..taken {
+                self.answer(index, parts, service);
+            }
+            done?;
+            left -= taken;
+        }
+        Ok(())
+    }
+
+    /// Fills the window with at most `left` requests: how many, and what is wrong behind them.
+    fn take<H: HostIommu>(
+        &mut self,
+        left: usize,
+        ring: &mut Ring,
+        parts: &Parts<'_>,
+        service: &mut Service<'_, H>,
+    ) -> (usize, Result<(), RingFault>) {
+        let mut taken = 0;
+        for place in self.window.iter_mut().take(left) {
+            match ring.take(parts) {
+                Ok(head) => place.head = head,
+                Err(fault) => return (taken, Err(fault)),
+            }
+            place.decode(parts, self.probe_size, service);
+            taken += 1;
+        }
+        (taken, Ok(()))
+    }
+
+    /// One request: from what was decoded to the bytes of its answer.
     fn answer<H: HostIommu>(
         &mut self,
-        chain: DescriptorChain<&GuestMemoryMmap>,
-        ram: &GuestMemoryMmap,
-        limit: u16,
+        index: usize,
+        parts: &Parts<'_>,
         service: &mut Service<'_, H>,
-    ) -> u32 {
-        if let Err(bad) = self.buffer.load(chain, ram, limit) {
-            log::debug!("a request is not served: {bad}");
-            service.counters.bad_chains += 1;
-            return 0;
-        }
-        let (readable, writable) = (self.buffer.readable(), self.buffer.writable_bytes());
-        let decoded = decode(readable, writable, service.features, self.probe_size);
+    ) {
+        let Some(Taken { head, buffer, decoded }) = self.window.get(index) else { return };
         let Decoded::Request { kind, reply_bytes, request } = decoded else {
-            log::debug!("an unknown request of {} bytes is left alone", readable.len());
-            service.counters.unknown += 1;
-            return 0;
+            self.used.push((*head, 0));
+            return;
         };
-        let reply = match &request {
+        let reply = match request {
             Ok(request) => service.iommu.request(service.host, request),
             Err(status) => (*status).into(),
         };
         log::debug!("{kind:?} {request:x?}: {}", reply.status());
-        service.counters.request(kind, reply.status());
-        let Some(bytes) = self.reply.get_mut(..reply_bytes) else { return 0 };
+        service.counters.request(*kind, reply.status());
+        // `new` made room for the longest
+        let bytes = self.reply.get_mut(..*reply_bytes).unwrap_or_default();
         reply.encode(bytes);
-        self.buffer.write(ram, bytes);
-        u32::try_from(reply_bytes).unwrap_or_default()
+        buffer.write(&parts.view, bytes);
+        self.used.push((*head, u32::try_from(bytes.len()).unwrap_or_default()));
     }
 }

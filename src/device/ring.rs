@@ -1,21 +1,22 @@
 //! One virtqueue: its set-up by the front-end, and the two halves of serving it.
+//!
+//! The parts of a ring are found in guest memory once for each turn of serving ([`Ring::open`]), not for
+//! each access: looking an address up costs more than what is done there.
+
+mod parts;
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{Ordering, fence};
 
 use rustix::fs::OFlags;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::memory::GuestRam;
+pub(super) use self::parts::{Parts, Table};
+use super::memory::{GuestRam, View};
 use super::poll::Watched;
 
 /// Largest queue that is served: what vhost-user front-ends use at most (QEMU's limit for split rings).
 pub(super) const MAX_QUEUE_SIZE: u16 = 1024;
-
-/// Bit 0 of the available ring's flags: the driver wants no interrupt (virtio 1.4, 2.7.6).
-const NO_INTERRUPT: u16 = 1;
 
 /// Why a set-up message is refused; the ring is as before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -34,13 +35,21 @@ pub(super) enum SetupError {
 /// What makes a ring useless until the driver sets it up again.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RingFault {
-    /// An address of the ring that lies in no region of the memory table, or is not aligned.
+    /// A part that does not lie in one region of the memory table.
     #[error("the {part} at {user:#x} of the front-end is not usable")]
     Unreachable {
         /// Which of the three.
         part: &'static str,
         /// The front-end's address.
         user: u64,
+    },
+    /// A part whose address is no multiple of what virtio 1.4, 2.7 wants.
+    #[error("the {part} at {at:#x} is not aligned")]
+    Misaligned {
+        /// Which of the three.
+        part: &'static str,
+        /// The guest's address.
+        at: u64,
     },
     /// A head that names no descriptor.
     #[error("head {head} in a queue of {size}")]
@@ -50,9 +59,19 @@ pub(super) enum RingFault {
         /// The queue's size.
         size: u16,
     },
-    /// An index that jumps, or memory that is not there any more.
-    #[error(transparent)]
-    Queue(#[from] virtio_queue::Error),
+    /// More new entries than the queue is long.
+    #[error("the available index jumped from {from} to {to} in a queue of {size}")]
+    Jump {
+        /// The next entry to take.
+        from: u16,
+        /// The driver's index.
+        to: u16,
+        /// The queue's size.
+        size: u16,
+    },
+    /// The ring was not placed, or the memory table is another one since.
+    #[error("the ring is not where it was placed")]
+    Gone,
 }
 
 /// Where the three parts of a ring lie, in the front-end's addresses.
@@ -64,6 +83,14 @@ pub(super) struct RingAddresses {
     pub(super) used: u64,
     /// Available ring.
     pub(super) available: u64,
+}
+
+/// Where the three parts of a ring lie in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Placed {
+    descriptors: GuestAddress,
+    used: GuestAddress,
+    available: GuestAddress,
 }
 
 /// How far a ring has come.
@@ -81,8 +108,12 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Ring {
     name: &'static str,
-    queue: Queue,
+    size: u16,
+    next_available: u16,
+    next_used: u16,
+    event_idx: bool,
     addresses: Option<RingAddresses>,
+    placed: Option<Placed>,
     kick: Option<Watched<File>>,
     call: Option<File>,
     error: Option<File>,
@@ -95,9 +126,12 @@ impl Ring {
     pub(super) fn new(name: &'static str) -> Self {
         Self {
             name,
-            // A power of two within the crate's limit: cannot fail; the default serves nothing.
-            queue: Queue::new(MAX_QUEUE_SIZE).unwrap_or_default(),
+            size: MAX_QUEUE_SIZE,
+            next_available: 0,
+            next_used: 0,
+            event_idx: false,
             addresses: None,
+            placed: None,
             kick: None,
             call: None,
             error: None,
@@ -109,16 +143,18 @@ impl Ring {
     /// SET_VRING_NUM.
     pub(super) fn set_size(&mut self, size: u32) -> Result<(), SetupError> {
         self.must_be_stopped()?;
-        let small = u16::try_from(size).map_err(|_| SetupError::Size(size))?;
-        self.queue.try_set_size(small).map_err(|_| SetupError::Size(size))
+        let small = u16::try_from(size).ok();
+        let fits = small.filter(|size| size.is_power_of_two() && *size <= MAX_QUEUE_SIZE);
+        self.size = fits.ok_or(SetupError::Size(size))?;
+        Ok(())
     }
 
     /// SET_VRING_BASE: where the next available entry will be.
     pub(super) fn set_base(&mut self, base: u32) -> Result<(), SetupError> {
         self.must_be_stopped()?;
         let base = u16::try_from(base).map_err(|_| SetupError::Base(base))?;
-        self.queue.set_next_avail(base);
-        self.queue.set_next_used(base);
+        self.next_available = base;
+        self.next_used = base;
         Ok(())
     }
 
@@ -175,43 +211,43 @@ impl Ring {
 
     /// Where the next available entry is.
     pub(super) fn base(&self) -> u16 {
-        self.queue.next_avail()
-    }
-
-    /// The queue's size.
-    pub(super) fn size(&self) -> u16 {
-        self.queue.size()
+        self.next_available
     }
 
     /// Whether the used ring, in the place it is set up for, holds anything but zeros.
     pub(super) fn was_used(&self, ram: &GuestRam) -> bool {
-        let entries = usize::from(self.queue.size());
+        let bytes = parts::used_bytes(self.size);
         let Some(at) = self.addresses else { return false };
-        let Ok(start) = part(ram, "used ring", at.used, used_bytes(entries)) else { return false };
-        let mut bytes = vec![0; used_bytes(entries)];
-        ram.mapped().read_slice(&mut bytes, start).is_ok() && bytes.iter().any(|byte| *byte != 0)
+        let Ok(start) = part(ram, "used ring", at.used, bytes) else { return false };
+        let mut bytes = vec![0; bytes];
+        View::new(ram.mapped()).read(start, &mut bytes) && bytes.iter().any(|byte| *byte != 0)
     }
 
     /// Begins to serve. [`place`](Self::place) comes next.
     pub(super) fn start(&mut self, event_idx: bool) {
-        self.queue.set_event_idx(event_idx);
-        self.queue.set_ready(true);
+        self.event_idx = event_idx;
         self.state = State::Started;
     }
 
     /// Finds the parts of a ring in use in guest memory, after a start or a change of the memory table.
     ///
     /// # Errors
-    /// [`RingFault::Unreachable`], or a part that is not aligned.
+    /// [`RingFault::Unreachable`] or [`RingFault::Misaligned`].
     pub(super) fn place(&mut self, ram: &GuestRam) -> Result<(), RingFault> {
-        if self.state == State::Started { self.resolve(ram) } else { Ok(()) }
+        if self.state == State::Started
+            && let Some(addresses) = self.addresses
+        {
+            self.placed = None;
+            self.placed = Some(Placed::find(ram, addresses, self.size)?);
+        }
+        Ok(())
     }
 
     /// GET_VRING_BASE: ends serving, forgets the descriptors, and says where it stopped. Nothing is in
     /// flight then: what was popped has been answered.
     pub(super) fn stop(&mut self) -> u16 {
         self.state = State::Stopped;
-        self.queue.set_ready(false);
+        self.placed = None;
         self.kick = None;
         self.call = None;
         self.base()
@@ -229,59 +265,73 @@ impl Ring {
         let _ = rustix::io::read(kick.get(), &mut [0; 8]);
     }
 
+    /// The parts of a ring that was placed, to serve it.
+    ///
+    /// # Errors
+    /// [`RingFault::Gone`].
+    pub(super) fn open<'m>(&self, ram: &'m GuestMemoryMmap) -> Result<Parts<'m>, RingFault> {
+        let placed = self.placed.ok_or(RingFault::Gone)?;
+        let (size, view) = (self.size, View::new(ram));
+        let slice = |at, bytes| view.slice(at, bytes).ok_or(RingFault::Gone);
+        Ok(Parts {
+            table: Table::new(slice(placed.descriptors, parts::table_bytes(size))?),
+            available: slice(placed.available, parts::available_bytes(size))?,
+            used: slice(placed.used, parts::used_bytes(size))?,
+            view,
+            size,
+            event_idx: self.event_idx,
+        })
+    }
+
     /// Asks the driver for no kick while the ring is looked at.
-    pub(super) fn quiet(&mut self, ram: &GuestMemoryMmap) -> Result<(), RingFault> {
-        Ok(self.queue.disable_notification(ram)?)
+    pub(super) fn quiet(&self, parts: &Parts<'_>) -> Result<(), RingFault> {
+        parts.quiet()
     }
 
     /// Asks for kicks again; says whether something came in the meantime.
-    pub(super) fn listen(&mut self, ram: &GuestMemoryMmap) -> Result<bool, RingFault> {
-        Ok(self.queue.enable_notification(ram)?)
+    pub(super) fn listen(&self, parts: &Parts<'_>) -> Result<bool, RingFault> {
+        parts.listen(self.next_available)
     }
 
-    /// Takes what is available now, at most as many as the queue is long, and calls `each` for it; `each`
-    /// returns whether it wants the next one.
-    pub(super) fn pop<'m>(
-        &mut self,
-        ram: &'m GuestMemoryMmap,
-        mut each: impl FnMut(u16, DescriptorChain<&'m GuestMemoryMmap>) -> bool,
-    ) -> Result<(), RingFault> {
-        let size = self.queue.size();
-        for chain in self.queue.iter(ram)? {
-            let head = chain.head_index();
-            if head >= size {
-                return Err(RingFault::Head { head, size });
-            }
-            if !each(head, chain) {
-                break;
-            }
-        }
-        Ok(())
+    /// How many chains are available now: at most as many as the queue is long.
+    ///
+    /// # Errors
+    /// [`RingFault::Jump`].
+    pub(super) fn available(&self, parts: &Parts<'_>) -> Result<u16, RingFault> {
+        let (from, to, size) = (self.next_available, parts.available_index()?, self.size);
+        let count = to.wrapping_sub(from);
+        if count > size { Err(RingFault::Jump { from, to, size }) } else { Ok(count) }
+    }
+
+    /// Takes the next of the chains that [`available`](Self::available) has counted: its head.
+    ///
+    /// # Errors
+    /// [`RingFault::Head`]; the entry counts as taken.
+    pub(super) fn take(&mut self, parts: &Parts<'_>) -> Result<u16, RingFault> {
+        let (head, size) = (parts.head(self.next_available)?, self.size);
+        self.next_available = self.next_available.wrapping_add(1);
+        if head < size { Ok(head) } else { Err(RingFault::Head { head, size }) }
     }
 
     /// Gives buffers back: `used` are heads and the bytes written for each. The driver sees all of them
     /// or none: one store shows them. Then one interrupt, if it wants that.
     pub(super) fn publish(
         &mut self,
-        ram: &GuestMemoryMmap,
+        parts: &Parts<'_>,
         used: &[(u16, u32)],
     ) -> Result<(), RingFault> {
         if used.is_empty() {
             return Ok(());
         }
-        let (old, size) = (self.queue.next_used(), self.queue.size());
+        let old = self.next_used;
         let mut new = old;
         for (head, bytes) in used {
-            let entry = u64::from(*head) | u64::from(*bytes) << 32;
-            let offset = USED_HEADER_BYTES + USED_ENTRY_BYTES * u64::from(new % size);
-            ram.write_obj(entry.to_le(), at(self.queue.used_ring(), offset)?).map_err(memory)?;
+            parts.put_used(new, *head, *bytes)?;
             new = new.wrapping_add(1);
         }
-        // Release: pairs with the driver's read barrier between the index and the entries.
-        let index = at(self.queue.used_ring(), INDEX_OFFSET)?;
-        ram.store(new.to_le(), index, Ordering::Release).map_err(memory)?;
-        self.queue.set_next_used(new);
-        if self.wants_interrupt(ram, old, new)? {
+        parts.show_used(new)?;
+        self.next_used = new;
+        if parts.wants_interrupt(old, new)? {
             signal(self.call.as_ref());
         }
         Ok(())
@@ -294,84 +344,33 @@ impl Ring {
         signal(self.error.as_ref());
     }
 
-    /// Whether the driver wants an interrupt for the entries from `old` to before `new`.
-    fn wants_interrupt(
-        &self,
-        ram: &GuestMemoryMmap,
-        old: u16,
-        new: u16,
-    ) -> Result<bool, RingFault> {
-        // Pairs with the driver's full barrier between saying what it wants and looking for entries: at
-        // least one of us sees what the other wrote.
-        fence(Ordering::SeqCst);
-        let available = self.queue.avail_ring();
-        let load = |offset| -> Result<u16, RingFault> {
-            // Relaxed: the fence orders it.
-            let word = ram.load(at(available, offset)?, Ordering::Relaxed).map_err(memory)?;
-            Ok(u16::from_le(word))
-        };
-        if !self.queue.event_idx_enabled() {
-            return Ok(load(0)? & NO_INTERRUPT == 0);
-        }
-        // virtio 1.4, 2.7.7.2: when the index passes what the driver named.
-        let event = load(AVAILABLE_HEADER_BYTES + 2 * u64::from(self.queue.size()))?;
-        Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
-    }
-
     /// The set-up that a ring in use does not take.
     fn must_be_stopped(&self) -> Result<(), SetupError> {
         if self.is_started() { Err(SetupError::InUse) } else { Ok(()) }
     }
+}
 
-    /// Puts the three parts into the queue, each checked to lie in guest memory as a whole.
-    fn resolve(&mut self, ram: &GuestRam) -> Result<(), RingFault> {
-        let Some(at) = self.addresses else { return Ok(()) };
-        let entries = usize::from(self.queue.size());
-        let table = part(ram, "descriptor table", at.descriptors, table_bytes(entries))?;
-        let available = part(ram, "available ring", at.available, available_bytes(entries))?;
-        let used = part(ram, "used ring", at.used, used_bytes(entries))?;
-        self.queue.try_set_desc_table_address(table)?;
-        self.queue.try_set_avail_ring_address(available)?;
-        self.queue.try_set_used_ring_address(used)?;
-        Ok(())
+impl Placed {
+    /// The guest's addresses of the parts, all of whose bytes are guest memory.
+    fn find(ram: &GuestRam, user: RingAddresses, size: u16) -> Result<Self, RingFault> {
+        let aligned = |name, at: GuestAddress, bytes: u64| match at.0 % bytes {
+            0 => Ok(at),
+            _ => Err(RingFault::Misaligned { part: name, at: at.0 }),
+        };
+        let (table, available, used) = ("descriptor table", "available ring", "used ring");
+        let descriptors = part(ram, table, user.descriptors, parts::table_bytes(size))?;
+        let ring = part(ram, available, user.available, parts::available_bytes(size))?;
+        let answers = part(ram, used, user.used, parts::used_bytes(size))?;
+        Ok(Self {
+            descriptors: aligned(table, descriptors, parts::TABLE_ALIGN)?,
+            available: aligned(available, ring, parts::AVAILABLE_ALIGN)?,
+            used: aligned(used, answers, parts::USED_ALIGN)?,
+        })
     }
 }
 
-/// Flags and index before the entries of an available ring.
-const AVAILABLE_HEADER_BYTES: u64 = 4;
-/// Flags and index before the entries of a used ring.
-const USED_HEADER_BYTES: u64 = 4;
-/// Head, and the bytes written in the upper half.
-const USED_ENTRY_BYTES: u64 = 8;
-/// Where the index lies in either ring.
-const INDEX_OFFSET: u64 = 2;
-
-/// An address in a ring.
-fn at(ring: u64, offset: u64) -> Result<GuestAddress, RingFault> {
-    ring.checked_add(offset).map(GuestAddress).ok_or(virtio_queue::Error::AddressOverflow.into())
-}
-
-/// Guest memory that is not there.
-fn memory(error: GuestMemoryError) -> RingFault {
-    virtio_queue::Error::GuestMemory(error).into()
-}
-
-/// Length of a descriptor table: 16 bytes an entry (virtio 1.4, 2.7).
-const fn table_bytes(entries: usize) -> usize {
-    16 * entries
-}
-
-/// Length of an available ring: 2 bytes an entry, flags, index and `used_event` around them.
-const fn available_bytes(entries: usize) -> usize {
-    6 + 2 * entries
-}
-
-/// Length of a used ring: 8 bytes an entry, flags, index and `avail_event` around them.
-const fn used_bytes(entries: usize) -> usize {
-    6 + 8 * entries
-}
-
-/// The guest's address of one part of a ring, all of whose bytes are guest memory.
+/// The guest's address of one part of a ring, all of which lies in one region of guest memory: a driver
+/// allocates it in one piece, and a machine's regions begin where its pieces do.
 fn part(
     ram: &GuestRam,
     part: &'static str,
@@ -379,7 +378,7 @@ fn part(
     bytes: usize,
 ) -> Result<GuestAddress, RingFault> {
     ram.guest_address(user)
-        .filter(|start| GuestMemoryBackend::check_range(ram.mapped(), *start, bytes))
+        .filter(|start| View::new(ram.mapped()).slice(*start, bytes).is_some())
         .ok_or(RingFault::Unreachable { part, user })
 }
 

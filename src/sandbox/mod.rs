@@ -14,6 +14,8 @@ mod syscalls;
 use std::fmt;
 use std::path::PathBuf;
 
+use rustix::thread::CapabilitySet;
+
 /// What the sandbox could not do here, part by part.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -58,13 +60,17 @@ impl Report {
 /// Enters the sandbox, for good. `sockets` are the files that the daemon removes when it ends; in their
 /// folders nothing else than removing is possible.
 ///
+/// With `vfio` the calls that map guest memory for the host's IOMMU stay possible, and the capability
+/// to pin more than RLIMIT_MEMLOCK stays, if the process has it.
+///
 /// Call it on the only thread, when everything is open.
 #[must_use]
-pub fn enter(sockets: &[PathBuf]) -> Report {
+pub fn enter(sockets: &[PathBuf], vfio: bool) -> Report {
+    let kept = if vfio { CapabilitySet::IPC_LOCK } else { CapabilitySet::empty() };
     let mut report = Report::default();
     report.note("no new privileges", privileges::gain_none());
     report.note("landlock", landlock::restrict(sockets));
-    report.note("dropped capabilities", privileges::drop_all());
-    report.note("seccomp", syscalls::allow_only_serving());
+    report.note("dropped capabilities", privileges::drop_all_but(kept));
+    report.note("seccomp", syscalls::allow_only_serving(vfio));
     report
 }

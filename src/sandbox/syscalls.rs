@@ -83,13 +83,13 @@ const REQUEST: u8 = 1;
 /// Requests of `ioctl`: how many bytes have come, and whether to wait for more.
 const REQUESTS: [libc::Ioctl; 2] = [libc::FIONREAD, libc::FIONBIO];
 
-/// Puts the allow-list in force for this thread and those it starts.
-pub(super) fn allow_only_serving() -> Result<(), String> {
-    let program = program().map_err(|error| error.to_string())?;
+/// Puts the allow-list in force, with what maps memory for VFIO devices if there are any, for this thread and those it starts.
+pub(super) fn allow_only_serving(vfio: bool) -> Result<(), String> {
+    let program = program(vfio).map_err(|error| error.to_string())?;
     apply_filter(&program).map_err(|error| error.to_string())
 }
 
-fn program() -> Result<BpfProgram, seccompiler::BackendError> {
+fn program(vfio: bool) -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<libc::c_long, Vec<SeccompRule>> = BTreeMap::new();
     for call in SERVING.iter().copied().flatten().chain(OLDER) {
         rules.insert(*call, Vec::new());
@@ -97,7 +97,9 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![not_executable()?]);
     }
-    let requests: Result<_, _> = REQUESTS.into_iter().map(is_request).collect();
+    let host = viommu_backend::vfio::requests().filter(|_| vfio);
+    let requests = REQUESTS.into_iter().chain(host.map(libc::Ioctl::from));
+    let requests: Result<_, _> = requests.map(is_request).collect();
     rules.insert(libc::SYS_ioctl, requests?);
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?.try_into()
@@ -141,6 +143,8 @@ mod tests {
 
     #[test]
     fn the_list_is_a_program_that_the_kernel_can_take() {
-        assert!(!program().unwrap().is_empty());
+        for vfio in [false, true] {
+            assert!(!program(vfio).unwrap().is_empty());
+        }
     }
 }

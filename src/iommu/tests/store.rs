@@ -56,7 +56,28 @@ fn chunks_go_with_their_mappings() {
     assert_eq!(store.len(), 100);
     assert!(store.chunk_count() <= 25, "{} chunks for 100 mappings", store.chunk_count());
     remove(&mut store, 0, 799);
-    assert_eq!((store.len(), store.chunk_count()), (0, 1));
+    assert_eq!((store.len(), store.chunk_count()), (0, 0));
+}
+
+/// More chunks than a node of the index leads to, so that nodes are split and put together.
+#[test]
+fn ten_thousand_mappings_are_found_while_nine_of_ten_go() {
+    let mut pages: Vec<_> = (0..10_007).map(|n| n * 7_919 % 10_007).collect();
+    let mut store = filled(pages.iter().copied());
+    let gone = pages.split_off(1000);
+    for page in gone {
+        assert!(store.overlaps(&pages_of(page)));
+        remove(&mut store, page, page);
+        assert!(!store.overlaps(&pages_of(page)));
+    }
+    pages.sort_unstable();
+    let left: Vec<_> = store.iter().collect();
+    assert_eq!(left, pages.iter().map(|page| rw(*page, *page)).collect::<Vec<_>>());
+    assert!(store.chunk_count() <= 2 * 1000 / 4, "{} chunks", store.chunk_count());
+}
+
+fn pages_of(page: u64) -> IovaRange {
+    pages(page, page)
 }
 
 /// The mapping that would be split lies in a lower chunk than the end of the range.

@@ -1,0 +1,335 @@
+//! iommufd: a domain is an address space of the kernel's, and a page table for each IOMMU that it meets.
+//!
+//! Endpoints of a domain share both; attaching replaces what was attached before in one step, and nothing
+//! is mapped again. A MAP copies pages out of an address space in which all guest memory is pinned once
+//! ([`Pin::Static`]), or pins its own ([`Pin::Dynamic`]).
+//!
+//! Devices are opened here, or bound by the VMM, which then shares iommufd and the devices' descriptors
+//! with us: its own address space is the one to copy from.
+
+mod open;
+mod sys;
+
+use std::collections::BTreeMap;
+use std::io;
+
+use viommu_pasid::EndpointId;
+use viommu_pgtable::{Access, Iova, IovaRange, Mapping};
+
+use crate::vfio::{Contents, Kernel, Piece, Pin, Place, Ram, Region};
+use crate::{Capabilities, DomainId, HostError};
+pub use open::{Devices, open, serves};
+pub use sys::REQUESTS;
+use sys::{Cdev, FilePart, Iommufd};
+
+/// Objects that are looked at to find what the VMM has made. Ids count up from 1, and the VMM makes its own
+/// when it starts.
+const IDS_LOOKED_AT: u32 = 1024;
+
+/// An address space, and its form for each IOMMU.
+#[derive(Debug)]
+struct Space {
+    ioas: u32,
+    tables: Vec<u32>,
+}
+
+/// A device, and its id in iommufd.
+#[derive(Debug)]
+struct Device {
+    cdev: Cdev,
+    /// Unknown until it has been attached, if the VMM has bound it.
+    id: Option<u32>,
+    place: Place,
+}
+
+/// Where guest memory is mapped at its own addresses.
+#[derive(Debug)]
+enum Identity {
+    /// In an address space of ours.
+    Ours {
+        space: Space,
+        pin: Pin,
+        /// What of the memory is to be in it, and is, where `filled` says so.
+        regions: Vec<Region>,
+        filled: bool,
+    },
+    /// In the VMM's, once it has made it.
+    Vmm(Option<Space>),
+}
+
+/// The interface.
+#[derive(Debug)]
+struct IommufdKernel {
+    iommufd: Iommufd,
+    devices: BTreeMap<EndpointId, Device>,
+    /// Ids of devices that the VMM has bound.
+    bound: Vec<u32>,
+    /// Made once the VMM has made its own, so that the lowest id is the VMM's.
+    nowhere: Option<Space>,
+    identity: Identity,
+    domains: BTreeMap<DomainId, Space>,
+    capabilities: Capabilities,
+}
+
+/// A refusal of the kernel's, as the guest sees it.
+fn refused(call: &'static str) -> impl FnOnce(io::Error) -> HostError {
+    move |source| match source.raw_os_error() {
+        Some(libc::ENOMEM | libc::ENOSPC) => HostError::OutOfMappings,
+        Some(libc::EOPNOTSUPP) => HostError::Unsupported(call),
+        _ => HostError::Refused { call, source },
+    }
+}
+
+impl Space {
+    fn new(iommufd: &Iommufd) -> Result<Self, HostError> {
+        let ioas = iommufd.ioas_alloc().map_err(refused("IOAS_ALLOC"))?;
+        Ok(Self { ioas, tables: Vec::new() })
+    }
+
+    /// Sends a device's DMA here: through a table of its IOMMU, made if there is none yet.
+    fn attach(
+        &mut self,
+        iommufd: &Iommufd,
+        device: &mut Device,
+        bound: &[u32],
+    ) -> Result<(), HostError> {
+        for table in &self.tables {
+            match device.cdev.attach(*table) {
+                Ok(()) => return Ok(()),
+                // the table is another IOMMU's
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                Err(error) => return Err(refused("ATTACH")(error)),
+            }
+        }
+        let mut last = HostError::Unsupported("a device that nobody has bound");
+        let known = device.id;
+        for id in known.iter().chain(bound.iter().filter(|_| known.is_none())) {
+            let table = iommufd.hwpt_alloc(*id, self.ioas).map_err(refused("HWPT_ALLOC"))?;
+            match device.cdev.attach(table) {
+                Ok(()) => {
+                    device.id = Some(*id);
+                    self.tables.push(table);
+                    return Ok(());
+                }
+                Err(error) => {
+                    destroy(iommufd, table);
+                    last = refused("ATTACH")(error);
+                }
+            }
+        }
+        Err(last)
+    }
+
+    fn destroy(&self, iommufd: &Iommufd) {
+        for table in &self.tables {
+            destroy(iommufd, *table);
+        }
+        destroy(iommufd, self.ioas);
+    }
+}
+
+/// Ends an object. One that the kernel keeps is lost, and no harm.
+fn destroy(iommufd: &Iommufd, id: u32) {
+    if let Err(error) = iommufd.destroy(id) {
+        log::warn!("iommufd object {id} stays: {error}");
+    }
+}
+
+/// Maps pieces one after another; on failure none is mapped.
+fn map_pieces(
+    iommufd: &Iommufd,
+    ioas: u32,
+    (pieces, mapping): (&[Piece<'_>], &Mapping),
+) -> Result<(), HostError> {
+    let start = mapping.iova().start();
+    let mut done = 0;
+    for piece in pieces {
+        let Piece { region, at, bytes } = *piece;
+        let part =
+            FilePart { file: region.file(), start: region.offset().saturating_add(at), bytes };
+        let iova = Iova::new(start.raw().saturating_add(done));
+        if let Err(error) = iommufd.map_file(ioas, part, iova, mapping.access()) {
+            if let Some(range) = IovaRange::with_len(start, done)
+                && let Err(error) = iommufd.unmap(ioas, range)
+            {
+                log::error!("{range} stays mapped in address space {ioas}: {error}");
+            }
+            return Err(refused("IOAS_MAP_FILE")(error));
+        }
+        done = done.saturating_add(bytes);
+    }
+    Ok(())
+}
+
+/// Pins one region at its own address.
+fn pin(iommufd: &Iommufd, ioas: u32, region: &Region) -> Result<(), HostError> {
+    let part = FilePart { file: region.file(), start: region.offset(), bytes: region.bytes() };
+    let iova = Iova::new(region.gpa().raw());
+    iommufd.map_file(ioas, part, iova, Access::RW).map_err(refused("IOAS_MAP_FILE"))
+}
+
+/// Lets one region go.
+fn unpin(iommufd: &Iommufd, ioas: u32, region: &Region) {
+    let Some(range) = region.identity().map(|mapping| mapping.iova()) else { return };
+    if let Err(error) = iommufd.unmap(ioas, range) {
+        log::error!("guest memory at {range} stays pinned: {error}");
+    }
+}
+
+impl Identity {
+    /// The address space that guest memory is copied out of, if it all is in one.
+    fn source(&self) -> Option<u32> {
+        match self {
+            Self::Ours { space, pin: Pin::Static, .. } => Some(space.ioas),
+            Self::Ours { .. } => None,
+            Self::Vmm(space) => space.as_ref().map(|space| space.ioas),
+        }
+    }
+
+    /// Pins all memory, if that is not done.
+    fn fill(&mut self, iommufd: &Iommufd) -> Result<(), HostError> {
+        let Self::Ours { space, regions, filled, .. } = self else { return Ok(()) };
+        if *filled {
+            return Ok(());
+        }
+        for (done, region) in regions.iter().enumerate() {
+            if let Err(error) = pin(iommufd, space.ioas, region) {
+                for region in regions.iter().take(done) {
+                    unpin(iommufd, space.ioas, region);
+                }
+                return Err(error);
+            }
+        }
+        *filled = true;
+        Ok(())
+    }
+
+    /// Lets memory go that is pinned for nobody.
+    fn drain(&mut self, iommufd: &Iommufd) {
+        if let Self::Ours { space, pin: Pin::Dynamic, regions, filled } = self
+            && std::mem::take(filled)
+        {
+            for region in regions {
+                unpin(iommufd, space.ioas, region);
+            }
+        }
+    }
+}
+
+impl IommufdKernel {
+    /// Lets memory go where it is pinned for endpoints that bypass, and none does.
+    fn settle(&mut self) {
+        if !self.devices.values().any(|device| device.place == Place::Identity) {
+            self.identity.drain(&self.iommufd);
+        }
+    }
+}
+
+impl Kernel for IommufdKernel {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    fn add_memory(&mut self, region: &Region) -> Result<(), HostError> {
+        let Identity::Ours { space, regions, filled, .. } = &mut self.identity else {
+            return Ok(());
+        };
+        if *filled {
+            pin(&self.iommufd, space.ioas, region)?;
+        }
+        regions.push(region.clone());
+        Ok(())
+    }
+
+    fn remove_memory(&mut self, region: &Region) {
+        let Identity::Ours { space, regions, filled, .. } = &mut self.identity else { return };
+        if *filled {
+            unpin(&self.iommufd, space.ioas, region);
+        }
+        regions.retain(|known| !known.is(region));
+    }
+
+    fn create(&mut self, domain: DomainId) -> Result<(), HostError> {
+        let space = Space::new(&self.iommufd)?;
+        self.domains.insert(domain, space);
+        Ok(())
+    }
+
+    fn destroy(&mut self, domain: DomainId) {
+        if let Some(space) = self.domains.remove(&domain) {
+            space.destroy(&self.iommufd);
+        }
+    }
+
+    fn attach(
+        &mut self,
+        endpoint: EndpointId,
+        place: Place,
+        _: Contents<'_>,
+    ) -> Result<(), HostError> {
+        let Some(device) = self.devices.get_mut(&endpoint) else {
+            return Err(HostError::Unsupported("no such VFIO endpoint"));
+        };
+        if place == Place::Identity {
+            self.identity.fill(&self.iommufd)?;
+        }
+        let space = match (place, &mut self.identity) {
+            (Place::Nowhere, _) => self.nowhere.as_mut(),
+            (Place::Identity, Identity::Ours { space, .. }) => Some(space),
+            (Place::Identity, Identity::Vmm(space)) => space.as_mut(),
+            (Place::Domain(id), _) => self.domains.get_mut(&id),
+        };
+        let space = space.ok_or(HostError::Unsupported("no such address space"))?;
+        let done = space.attach(&self.iommufd, device, &self.bound);
+        if done.is_ok() {
+            device.place = place;
+        }
+        self.settle();
+        done
+    }
+
+    fn cut_off(&mut self, endpoint: EndpointId) {
+        let Some(device) = self.devices.get_mut(&endpoint) else { return };
+        if let Err(error) = device.cdev.detach() {
+            log::error!("{endpoint} is not cut off: {error}");
+        }
+        device.place = Place::Nowhere;
+        self.settle();
+    }
+
+    fn map(&mut self, domain: DomainId, mapping: &Mapping, ram: &Ram) -> Result<(), HostError> {
+        let space = self.domains.get(&domain);
+        let ioas = space.ok_or(HostError::Unsupported("no such domain"))?.ioas;
+        if let Some(source) = self.identity.source() {
+            let (to, from) = ((ioas, mapping.iova()), (source, mapping.oa().raw()));
+            return self.iommufd.copy(to, from, mapping.access()).map_err(refused("IOAS_COPY"));
+        }
+        let pieces = ram.pieces(mapping).ok_or(HostError::Unsupported("not guest memory"))?;
+        map_pieces(&self.iommufd, ioas, (&pieces, mapping))
+    }
+
+    fn unmap(&mut self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
+        let space = self.domains.get(&domain);
+        let ioas = space.ok_or(HostError::Unsupported("no such domain"))?.ioas;
+        self.iommufd.unmap(ioas, range).map_err(refused("IOAS_UNMAP"))
+    }
+
+    fn adopt(&mut self) -> Result<(), HostError> {
+        let Identity::Vmm(space) = &mut self.identity else { return Ok(()) };
+        let ids = 1..=IDS_LOOKED_AT;
+        self.bound = ids.clone().filter(|id| self.iommufd.is_device(*id)).collect();
+        // The first is the VMM's: it made it before it started the guest, and ours come after.
+        let first = ids.clone().find(|id| self.iommufd.usable(*id).is_ok());
+        if self.bound.len() < self.devices.len() {
+            return Err(HostError::Unsupported("devices that the VMM has not bound yet"));
+        }
+        let ioas = first.ok_or(HostError::Unsupported("a VMM without an address space"))?;
+        if space.as_ref().is_none_or(|space| space.ioas != ioas) {
+            *space = Some(Space { ioas, tables: Vec::new() });
+        }
+        if self.nowhere.is_none() {
+            self.nowhere = Some(Space::new(&self.iommufd)?);
+        }
+        Ok(())
+    }
+}

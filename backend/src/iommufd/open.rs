@@ -1,0 +1,202 @@
+//! Getting devices, and what there is to know of them before a guest comes.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::MemfdFlags;
+use viommu_pasid::EndpointId;
+use viommu_pgtable::{Access, Iova, IovaRange};
+
+use super::sys::{Cdev, FilePart, Iommufd, Usable};
+use super::{Device, Identity, IommufdKernel, Space};
+use crate::Capabilities;
+use crate::vfio::sysfs::{Sysfs, gaps};
+use crate::vfio::{OnStart, Opened, PciAddress, Pin, Place, Reserved, VFIO_PCI, Vfio, VfioError};
+
+/// The kernel's file.
+const IOMMUFD: &str = "/dev/iommu";
+/// A page of every kernel that this runs on is this long, or several of it, bytes.
+const PAGE_BYTES: u64 = 4096;
+/// The largest page that a kernel has, bytes: what [`probe`] maps.
+const PROBE_BYTES: u64 = 64 << 10;
+
+/// Whose the devices are.
+#[derive(Debug)]
+pub enum Devices {
+    /// Ours: we open and bind them.
+    Ours(Vec<(EndpointId, PciAddress)>),
+    /// The VMM's: it binds them to this iommufd, of which it holds the same file.
+    Given {
+        /// The iommufd.
+        iommufd: OwnedFd,
+        /// The devices' descriptors, out of `/dev/vfio/devices`.
+        devices: Vec<(EndpointId, OwnedFd)>,
+    },
+}
+
+/// Whether the kernel has iommufd, and a descriptor of its own for the device at `address`.
+#[must_use]
+pub fn serves(address: PciAddress) -> bool {
+    let cdev = Sysfs::at(address).ok().and_then(|sysfs| sysfs.cdev());
+    cdev.is_some() && Path::new(IOMMUFD).exists()
+}
+
+/// Opens devices, or takes them over.
+///
+/// # Errors
+/// [`VfioError`].
+pub fn open(devices: Devices, pin: Pin, on_start: OnStart) -> Result<Opened, VfioError> {
+    match devices {
+        Devices::Ours(devices) => ours(devices, pin),
+        Devices::Given { iommufd, devices } => given(Iommufd(iommufd), devices, on_start),
+    }
+}
+
+fn ours(devices: Vec<(EndpointId, PciAddress)>, pin: Pin) -> Result<Opened, VfioError> {
+    let path = Path::new(IOMMUFD);
+    let iommufd = open_both_ways(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => no_iommufd(&devices, "there is no /dev/iommu"),
+        _ => VfioError::Open { path: path.to_owned(), source },
+    })?;
+    let iommufd = Iommufd(iommufd);
+    probe(&iommufd)?;
+    let (mut opened, mut reserved) = (BTreeMap::new(), BTreeMap::new());
+    let mut common = Common::default();
+    for (endpoint, address) in devices {
+        let (device, usable, known) = bind(&iommufd, address)?;
+        common.narrow(&usable);
+        reserved.insert(endpoint, gaps(&usable.ranges, &known));
+        opened.insert(endpoint, device);
+    }
+    let new =
+        || Space::new(&iommufd).map_err(|error| VfioError::Setup { what: "address space", error });
+    let (nowhere, space) = (Some(new()?), new()?);
+    let filled = pin == Pin::Static;
+    let identity = Identity::Ours { space, pin, regions: Vec::new(), filled };
+    let kernel = kernel(iommufd, opened, (nowhere, identity), common.capabilities());
+    let endpoints: Vec<_> = reserved.keys().copied().collect();
+    Ok(Opened { vfio: Vfio::over(Box::new(kernel), endpoints, (true, OnStart::Boot)), reserved })
+}
+
+fn given(
+    iommufd: Iommufd,
+    devices: Vec<(EndpointId, OwnedFd)>,
+    on_start: OnStart,
+) -> Result<Opened, VfioError> {
+    let (mut opened, mut reserved) = (BTreeMap::new(), BTreeMap::new());
+    for (endpoint, cdev) in devices {
+        let no_device = |source| VfioError::NoDevice { device: format!("{endpoint}'s"), source };
+        let sysfs = Sysfs::of(cdev.as_fd()).map_err(no_device)?;
+        reserved.insert(endpoint, sysfs.reserved().map_err(no_device)?);
+        let cdev = Cdev(cdev);
+        opened.insert(endpoint, Device { cdev, id: None, place: Place::Nowhere });
+    }
+    // What the IOMMU's width is shows when the devices are bound.
+    let kernel =
+        kernel(iommufd, opened, (None, Identity::Vmm(None)), Common::default().capabilities());
+    let endpoints: Vec<_> = reserved.keys().copied().collect();
+    Ok(Opened { vfio: Vfio::over(Box::new(kernel), endpoints, (false, on_start)), reserved })
+}
+
+fn kernel(
+    iommufd: Iommufd,
+    devices: BTreeMap<EndpointId, Device>,
+    (nowhere, identity): (Option<Space>, Identity),
+    capabilities: Capabilities,
+) -> IommufdKernel {
+    let (bound, domains) = (Vec::new(), BTreeMap::new());
+    IommufdKernel { iommufd, devices, bound, nowhere, identity, domains, capabilities }
+}
+
+/// Binds one device, and attaches it to an empty address space, for only then the kernel tells what the
+/// device can use.
+fn bind(
+    iommufd: &Iommufd,
+    address: PciAddress,
+) -> Result<(Device, Usable, Vec<Reserved>), VfioError> {
+    let name = || address.to_string();
+    let no_device = |source| VfioError::NoDevice { device: name(), source };
+    let sysfs = Sysfs::at(address).map_err(no_device)?;
+    let driver = sysfs.driver();
+    if driver.as_deref() != Some(VFIO_PCI) {
+        return Err(VfioError::NotVfio { device: name(), driver });
+    }
+    let path = sysfs.cdev().ok_or_else(|| VfioError::NoIommufd {
+        device: name(),
+        missing: "the device has no descriptor of its own",
+    })?;
+    let cdev = open_both_ways(&path).map_err(|source| VfioError::Open { path, source })?;
+    let cdev = Cdev(cdev);
+    let refused =
+        |call| move |source| VfioError::Refused { device: address.to_string(), call, source };
+    let id = cdev.bind(iommufd).map_err(refused("VFIO_DEVICE_BIND_IOMMUFD"))?;
+    let empty = iommufd.ioas_alloc().map_err(refused("IOMMU_IOAS_ALLOC"))?;
+    cdev.attach(empty).map_err(refused("VFIO_DEVICE_ATTACH_IOMMUFD_PT"))?;
+    let usable = iommufd.usable(empty).map_err(refused("IOMMU_IOAS_IOVA_RANGES"))?;
+    cdev.detach().map_err(refused("VFIO_DEVICE_DETACH_IOMMUFD_PT"))?;
+    iommufd.destroy(empty).map_err(refused("IOMMU_DESTROY"))?;
+    let known = sysfs.reserved().map_err(no_device)?;
+    Ok((Device { cdev, id: Some(id), place: Place::Nowhere }, usable, known))
+}
+
+/// Whether the kernel has the newest call that is needed: tried on a page of our own, because there is no
+/// other way to ask.
+fn probe(iommufd: &Iommufd) -> Result<(), VfioError> {
+    let failed = |call| {
+        move |source: io::Error| match source.raw_os_error() {
+            Some(libc::ENOTTY) => VfioError::TooOld { call, since: "6.13" },
+            _ => VfioError::Refused { device: IOMMUFD.to_owned(), call, source },
+        }
+    };
+    let ioas = iommufd.ioas_alloc().map_err(failed("IOMMU_IOAS_ALLOC"))?;
+    let memfd = rustix::fs::memfd_create("probe", MemfdFlags::CLOEXEC)
+        .and_then(|memfd| rustix::fs::ftruncate(&memfd, PROBE_BYTES).map(|()| memfd))
+        .map_err(|errno| failed("memfd_create")(errno.into()))?;
+    let part = FilePart { file: memfd.as_fd(), start: 0, bytes: PROBE_BYTES };
+    iommufd
+        .map_file(ioas, part, Iova::new(0), Access::READ)
+        .map_err(failed("IOMMU_IOAS_MAP_FILE"))?;
+    iommufd.destroy(ioas).map_err(failed("IOMMU_DESTROY"))
+}
+
+/// What all devices can map.
+#[derive(Debug)]
+struct Common {
+    alignment: u64,
+    last: Iova,
+}
+
+impl Default for Common {
+    fn default() -> Self {
+        Self { alignment: PAGE_BYTES, last: Iova::new(u64::MAX) }
+    }
+}
+
+impl Common {
+    fn narrow(&mut self, usable: &Usable) {
+        self.alignment = self.alignment.max(usable.alignment);
+        let last = usable.ranges.iter().map(IovaRange::last).max();
+        self.last = self.last.min(last.unwrap_or(Iova::new(0)));
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let bits = u64::BITS - self.last.raw().leading_zeros();
+        Capabilities {
+            page_size_mask: self.alignment.wrapping_neg(),
+            input_bits: u8::try_from(bits).unwrap_or(u8::MAX),
+            output_last: u64::MAX,
+        }
+    }
+}
+
+fn open_both_ways(path: &Path) -> io::Result<OwnedFd> {
+    Ok(File::options().read(true).write(true).open(path)?.into())
+}
+
+fn no_iommufd(devices: &[(EndpointId, PciAddress)], missing: &'static str) -> VfioError {
+    let device = devices.first().map_or_else(String::new, |(_, address)| address.to_string());
+    VfioError::NoIommufd { device, missing }
+}

@@ -1,0 +1,250 @@
+//! iommufd's calls, and those of a VFIO device that belong to them (linux/iommufd.h, linux/vfio.h).
+//!
+//! | call | since Linux |
+//! | --- | --- |
+//! | IOAS_ALLOC, IOAS_COPY, IOAS_UNMAP, IOAS_IOVA_RANGES, DESTROY | 6.2 |
+//! | HWPT_ALLOC, GET_HW_INFO, and VFIO's BIND, ATTACH, DETACH | 6.6 |
+//! | IOAS_MAP_FILE | 6.13 |
+#![expect(unsafe_code, reason = "ioctls: the kernel follows the structures that it is given")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use iommufd_bindings as abi;
+use vfio_bindings::bindings::vfio::{
+    VFIO_BASE, VFIO_TYPE, vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd,
+    vfio_device_detach_iommufd_pt,
+};
+use viommu_pgtable::{Access, Iova, IovaRange};
+
+/// Most ranges of usable IOVAs that an address space is asked for. A machine has a hole for its MSI
+/// doorbell and a few for firmware.
+const MAX_RANGES: u32 = 256;
+
+/// `_IO(IOMMUFD_TYPE, command)`.
+const fn iommufd(command: u32) -> u32 {
+    (abi::IOMMUFD_TYPE as u32) << 8 | command
+}
+
+/// `_IO(VFIO_TYPE, VFIO_BASE + command)`.
+const fn vfio(command: u32) -> u32 {
+    (VFIO_TYPE as u32) << 8 | (VFIO_BASE + command)
+}
+
+const BIND: u32 = vfio(18);
+const ATTACH: u32 = vfio(19);
+const DETACH: u32 = vfio(20);
+const DESTROY: u32 = iommufd(abi::IOMMUFD_CMD_DESTROY);
+const IOAS_ALLOC: u32 = iommufd(abi::IOMMUFD_CMD_IOAS_ALLOC);
+const IOAS_COPY: u32 = iommufd(abi::IOMMUFD_CMD_IOAS_COPY);
+const IOAS_IOVA_RANGES: u32 = iommufd(abi::IOMMUFD_CMD_IOAS_IOVA_RANGES);
+const IOAS_MAP_FILE: u32 = iommufd(abi::IOMMUFD_CMD_IOAS_MAP_FILE);
+const IOAS_UNMAP: u32 = iommufd(abi::IOMMUFD_CMD_IOAS_UNMAP);
+const HWPT_ALLOC: u32 = iommufd(abi::IOMMUFD_CMD_HWPT_ALLOC);
+const GET_HW_INFO: u32 = iommufd(abi::IOMMUFD_CMD_GET_HW_INFO);
+
+/// The requests that are used while the daemon serves: what a filter of system calls has to let pass.
+pub const REQUESTS: [u32; 10] = [
+    ATTACH,
+    DETACH,
+    DESTROY,
+    IOAS_ALLOC,
+    IOAS_COPY,
+    IOAS_IOVA_RANGES,
+    IOAS_MAP_FILE,
+    IOAS_UNMAP,
+    HWPT_ALLOC,
+    GET_HW_INFO,
+];
+
+/// One call.
+fn call<T>(fd: BorrowedFd<'_>, request: u32, argument: &mut T) -> io::Result<()> {
+    // SAFETY: 1. `fd` is open for the call; 2. each caller, all of them below, passes the structure that
+    // the kernel's header gives for the request, with its size in the first field, so the kernel stays
+    // inside `argument`; 3. the one pointer in such a structure, in `iova_ranges`, is to a live array whose
+    // length is beside it.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), request.into(), std::ptr::from_mut(argument)) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The size of a structure as its first field says it.
+fn size<T>() -> u32 {
+    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
+}
+
+/// An open iommufd.
+#[derive(Debug)]
+pub(super) struct Iommufd(pub(super) OwnedFd);
+
+/// A part of a file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FilePart<'a> {
+    /// The file: a memfd, or one of hugetlbfs.
+    pub(super) file: BorrowedFd<'a>,
+    /// Where the part starts, bytes.
+    pub(super) start: u64,
+    /// How long it is, bytes.
+    pub(super) bytes: u64,
+}
+
+/// What an address space can map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Usable {
+    /// IOVAs, in ascending order.
+    pub(super) ranges: Vec<IovaRange>,
+    /// What every mapping is aligned to, bytes.
+    pub(super) alignment: u64,
+}
+
+impl Iommufd {
+    /// A new address space, with nothing mapped.
+    pub(super) fn ioas_alloc(&self) -> io::Result<u32> {
+        let mut alloc =
+            abi::iommu_ioas_alloc { size: size::<abi::iommu_ioas_alloc>(), ..Default::default() };
+        call(self.0.as_fd(), IOAS_ALLOC, &mut alloc)?;
+        Ok(alloc.out_ioas_id)
+    }
+
+    /// A page table of the IOMMU of device `device`, filled from address space `ioas`.
+    pub(super) fn hwpt_alloc(&self, device: u32, ioas: u32) -> io::Result<u32> {
+        let mut alloc = abi::iommu_hwpt_alloc {
+            size: size::<abi::iommu_hwpt_alloc>(),
+            dev_id: device,
+            pt_id: ioas,
+            ..Default::default()
+        };
+        call(self.0.as_fd(), HWPT_ALLOC, &mut alloc)?;
+        Ok(alloc.out_hwpt_id)
+    }
+
+    /// Ends an object that nothing uses.
+    pub(super) fn destroy(&self, id: u32) -> io::Result<()> {
+        let mut destroy = abi::iommu_destroy { size: size::<abi::iommu_destroy>(), id };
+        call(self.0.as_fd(), DESTROY, &mut destroy)
+    }
+
+    /// Maps and pins a part of a file.
+    pub(super) fn map_file(
+        &self,
+        ioas: u32,
+        part: FilePart<'_>,
+        iova: Iova,
+        access: Access,
+    ) -> io::Result<()> {
+        let mut map = abi::iommu_ioas_map_file {
+            size: size::<abi::iommu_ioas_map_file>(),
+            flags: flags(access),
+            ioas_id: ioas,
+            fd: part.file.as_raw_fd(),
+            start: part.start,
+            length: part.bytes,
+            iova: iova.raw(),
+        };
+        call(self.0.as_fd(), IOAS_MAP_FILE, &mut map)
+    }
+
+    /// Maps what `source` has at `from`, without pinning it again.
+    pub(super) fn copy(
+        &self,
+        (ioas, to): (u32, IovaRange),
+        (source, from): (u32, u64),
+        access: Access,
+    ) -> io::Result<()> {
+        let mut copy = abi::iommu_ioas_copy {
+            size: size::<abi::iommu_ioas_copy>(),
+            flags: flags(access),
+            dst_ioas_id: ioas,
+            src_ioas_id: source,
+            length: to.len_minus_one().saturating_add(1),
+            dst_iova: to.start().raw(),
+            src_iova: from,
+        };
+        call(self.0.as_fd(), IOAS_COPY, &mut copy)
+    }
+
+    /// Unmaps whole mappings.
+    pub(super) fn unmap(&self, ioas: u32, range: IovaRange) -> io::Result<()> {
+        let mut unmap = abi::iommu_ioas_unmap {
+            size: size::<abi::iommu_ioas_unmap>(),
+            ioas_id: ioas,
+            iova: range.start().raw(),
+            length: range.len_minus_one().saturating_add(1),
+        };
+        call(self.0.as_fd(), IOAS_UNMAP, &mut unmap)
+    }
+
+    /// What an address space can map, for the devices that are attached to it.
+    pub(super) fn usable(&self, ioas: u32) -> io::Result<Usable> {
+        let mut ranges = vec![abi::iommu_iova_range::default(); MAX_RANGES as usize];
+        let mut ask = abi::iommu_ioas_iova_ranges {
+            size: size::<abi::iommu_ioas_iova_ranges>(),
+            ioas_id: ioas,
+            num_iovas: MAX_RANGES,
+            allowed_iovas: ranges.as_mut_ptr().expose_provenance() as u64,
+            ..Default::default()
+        };
+        call(self.0.as_fd(), IOAS_IOVA_RANGES, &mut ask)?;
+        let told = ranges.iter().take(usize::try_from(ask.num_iovas).unwrap_or(usize::MAX));
+        let ranges =
+            told.filter_map(|range| IovaRange::new(Iova::new(range.start), Iova::new(range.last)));
+        Ok(Usable { ranges: ranges.collect(), alignment: ask.out_iova_alignment })
+    }
+
+    /// Whether `device` is the id of a device that is bound.
+    pub(super) fn is_device(&self, device: u32) -> bool {
+        let mut info = abi::iommu_hw_info {
+            size: size::<abi::iommu_hw_info>(),
+            dev_id: device,
+            ..Default::default()
+        };
+        call(self.0.as_fd(), GET_HW_INFO, &mut info).is_ok()
+    }
+}
+
+/// A VFIO device's own descriptor.
+#[derive(Debug)]
+pub(super) struct Cdev(pub(super) OwnedFd);
+
+impl Cdev {
+    /// Makes the device ours, and iommufd's; its id there.
+    pub(super) fn bind(&self, iommufd: &Iommufd) -> io::Result<u32> {
+        let mut bind = vfio_device_bind_iommufd {
+            argsz: size::<vfio_device_bind_iommufd>(),
+            iommufd: iommufd.0.as_raw_fd(),
+            ..Default::default()
+        };
+        call(self.0.as_fd(), BIND, &mut bind)?;
+        Ok(bind.out_devid)
+    }
+
+    /// Sends the device's DMA through `table`: one that is attached already is replaced in one step.
+    pub(super) fn attach(&self, table: u32) -> io::Result<()> {
+        let mut attach = vfio_device_attach_iommufd_pt {
+            argsz: size::<vfio_device_attach_iommufd_pt>(),
+            pt_id: table,
+            ..Default::default()
+        };
+        call(self.0.as_fd(), ATTACH, &mut attach)
+    }
+
+    /// Blocks the device's DMA.
+    pub(super) fn detach(&self) -> io::Result<()> {
+        let mut detach = vfio_device_detach_iommufd_pt {
+            argsz: size::<vfio_device_detach_iommufd_pt>(),
+            ..Default::default()
+        };
+        call(self.0.as_fd(), DETACH, &mut detach)
+    }
+}
+
+/// What IOAS_MAP_FILE and IOAS_COPY say of a mapping, which is to be where it is asked for.
+fn flags(access: Access) -> u32 {
+    let mut flags = abi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA;
+    if access.contains(Access::READ) {
+        flags |= abi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE;
+    }
+    if access.contains(Access::WRITE) {
+        flags |= abi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE;
+    }
+    flags
+}

@@ -1,0 +1,84 @@
+//! Opening devices with their groups, and what there is to know of them before a guest comes.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use viommu_pasid::EndpointId;
+use viommu_pgtable::IovaRange;
+
+use super::info::Info;
+use super::{Container, Type1Kernel, sys};
+use crate::Capabilities;
+use crate::vfio::sysfs::{Sysfs, gaps};
+use crate::vfio::{OnStart, Opened, PciAddress, Place, Reserved, VFIO_PCI, Vfio, VfioError};
+
+/// Where groups are.
+const GROUPS: &str = "/dev/vfio";
+/// What makes a container when it is opened.
+const CONTAINER: &str = "/dev/vfio/vfio";
+
+/// Opens devices, each with a container of its own.
+///
+/// # Errors
+/// [`VfioError`].
+pub fn open(devices: Vec<(EndpointId, PciAddress)>) -> Result<Opened, VfioError> {
+    let mut groups: BTreeMap<String, PciAddress> = BTreeMap::new();
+    let (mut containers, mut reserved) = (BTreeMap::new(), BTreeMap::new());
+    let mut capabilities =
+        Capabilities { page_size_mask: u64::MAX, input_bits: 64, output_last: u64::MAX };
+    for (endpoint, address) in devices {
+        let (container, info, known) = open_one(address, &mut groups)?;
+        capabilities.page_size_mask &= info.page_size_mask;
+        let last = info.usable.iter().map(IovaRange::last).max();
+        if let Some(last) = last {
+            let bits = u64::BITS - last.raw().leading_zeros();
+            let bits = u8::try_from(bits).unwrap_or(u8::MAX);
+            capabilities.input_bits = capabilities.input_bits.min(bits);
+        }
+        let kept = if info.usable.is_empty() { known } else { gaps(&info.usable, &known) };
+        reserved.insert(endpoint, kept);
+        containers.insert(endpoint, container);
+    }
+    let endpoints: Vec<_> = reserved.keys().copied().collect();
+    let kernel = Type1Kernel { containers, windows: BTreeMap::new(), capabilities };
+    Ok(Opened { vfio: Vfio::over(Box::new(kernel), endpoints, (true, OnStart::Boot)), reserved })
+}
+
+fn open_one(
+    address: PciAddress,
+    groups: &mut BTreeMap<String, PciAddress>,
+) -> Result<(Container, Info, Vec<Reserved>), VfioError> {
+    let device = || address.to_string();
+    let no_device = |source| VfioError::NoDevice { device: device(), source };
+    let sysfs = Sysfs::at(address).map_err(no_device)?;
+    let driver = sysfs.driver();
+    if driver.as_deref() != Some(VFIO_PCI) {
+        return Err(VfioError::NotVfio { device: device(), driver });
+    }
+    let group = sysfs.group().ok_or_else(|| no_device(io::ErrorKind::NotFound.into()))?;
+    if let Some(other) = groups.insert(group.clone(), address) {
+        return Err(VfioError::OneGroup { device: device(), other: other.to_string(), group });
+    }
+    let container = open_both_ways(PathBuf::from(CONTAINER))?;
+    let group = open_both_ways(Path::new(GROUPS).join(group))?;
+    let refused =
+        |call| move |source| VfioError::Refused { device: address.to_string(), call, source };
+    if !sys::is_viable(&group).map_err(refused("VFIO_GROUP_GET_STATUS"))? {
+        return Err(VfioError::NotViable { device: device() });
+    }
+    sys::set_container(&group, &container).map_err(refused("VFIO_GROUP_SET_CONTAINER"))?;
+    sys::set_type1(&container).map_err(refused("VFIO_SET_IOMMU"))?;
+    let opened = sys::device(&group, &device()).map_err(refused("VFIO_GROUP_GET_DEVICE_FD"))?;
+    let info = Info::parse(&sys::info(&container).map_err(refused("VFIO_IOMMU_GET_INFO"))?);
+    let known = sysfs.reserved().map_err(no_device)?;
+    let limit = usize::try_from(info.mappings).unwrap_or(usize::MAX);
+    let (place, mapped, _open) = (Place::Nowhere, BTreeMap::new(), (group, opened));
+    Ok((Container { container, limit, place, mapped, _open }, info, known))
+}
+
+fn open_both_ways(path: PathBuf) -> Result<File, VfioError> {
+    let file = File::options().read(true).write(true).open(&path);
+    file.map_err(|source| VfioError::Open { path, source })
+}

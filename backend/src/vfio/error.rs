@@ -1,0 +1,110 @@
+//! Why a device of the host cannot be served.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use crate::HostError;
+
+/// Found at the start; the message says what would help.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VfioError {
+    /// No such device, or sysfs cannot be read.
+    #[error("{device}: {source}; is it there, and is sysfs mounted?")]
+    NoDevice {
+        /// Its address, or descriptor.
+        device: String,
+        /// What sysfs said.
+        source: io::Error,
+    },
+    /// The device is another driver's.
+    #[error("{device} is bound to {}, not to vfio-pci: bind it with driverctl or driver_override",
+        driver.as_deref().unwrap_or("no driver"))]
+    NotVfio {
+        /// Its address.
+        device: String,
+        /// The driver that has it.
+        driver: Option<String>,
+    },
+    /// The kernel has no iommufd, or no descriptors of devices.
+    #[error(
+        "{device}: {missing}: the kernel needs CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV (Linux 6.6), or \
+         take --host-iommu type1"
+    )]
+    NoIommufd {
+        /// Its address.
+        device: String,
+        /// What is not there.
+        missing: &'static str,
+    },
+    /// A file cannot be opened.
+    #[error("{}: {source}", path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel lacks a call.
+    #[error("{call} needs Linux {since}; this kernel does not know it")]
+    TooOld {
+        /// The call.
+        call: &'static str,
+        /// The version that has it.
+        since: &'static str,
+    },
+    /// The kernel does not give us the device.
+    #[error("{device}: {call}: {source}{}", hint(call, source))]
+    Refused {
+        /// Its address.
+        device: String,
+        /// What was tried.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel has no room for what every machine needs.
+    #[error("{what}: {error}")]
+    Setup {
+        /// What was to be made.
+        what: &'static str,
+        /// What the kernel said.
+        error: HostError,
+    },
+    /// A group of which another driver has a device.
+    #[error("{device}: a device of its IOMMU group is bound to another driver than vfio-pci")]
+    NotViable {
+        /// Its address.
+        device: String,
+    },
+    /// Two endpoints whose DMA the host cannot tell apart, with an interface that has one address space for
+    /// both.
+    #[error(
+        "{device} and {other} are both in IOMMU group {group}: with type1 they would share one address space"
+    )]
+    OneGroup {
+        /// Its address.
+        device: String,
+        /// The other endpoint's address.
+        other: String,
+        /// Their group.
+        group: String,
+    },
+    /// A descriptor that two endpoints name.
+    #[error("descriptor {0} is named for two devices")]
+    NoDescriptor(RawFd),
+}
+
+/// What helps against the refusals that have one cause.
+fn hint(call: &str, error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            "; without interrupt remapping the kernel wants allow_unsafe_interrupts=1 (iommufd or \
+             vfio_iommu_type1)"
+        }
+        Some(libc::EBUSY) => "; another process has it",
+        Some(libc::EINVAL) if call.contains("BIND") => "; another process has bound it",
+        _ => "",
+    }
+}

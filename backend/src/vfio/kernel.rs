@@ -1,0 +1,91 @@
+//! What the two kernel interfaces have in common.
+
+use std::fmt;
+
+use viommu_pasid::EndpointId;
+use viommu_pgtable::{IovaRange, Mapping};
+
+use super::ram::{Ram, Region};
+use crate::{Capabilities, DomainId, HostError};
+
+/// An address space of DMA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Nothing is mapped.
+    Nowhere,
+    /// The guest's memory, at its own addresses.
+    Identity,
+    /// A domain.
+    Domain(DomainId),
+}
+
+/// An interface of the kernel that puts mappings into a host IOMMU.
+///
+/// The caller keeps the books ([`super::Vfio`]): it names no domain or endpoint that there is not. Each
+/// fallible call takes effect as a whole or not at all.
+pub(crate) trait Kernel: fmt::Debug + Send {
+    /// What it can map, the same at every call.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Takes a region into use, for [`Place::Identity`] and as what mappings lead to.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn add_memory(&mut self, region: &Region) -> Result<(), HostError>;
+
+    /// Takes a region out of use that no domain's mapping leads to.
+    fn remove_memory(&mut self, region: &Region);
+
+    /// Makes an empty domain.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn create(&mut self, domain: DomainId) -> Result<(), HostError>;
+
+    /// Ends a domain that no endpoint is in.
+    fn destroy(&mut self, domain: DomainId);
+
+    /// Moves an endpoint; `contents` yields what is mapped there, for an interface that keeps mappings by
+    /// endpoint.
+    ///
+    /// # Errors
+    /// What the kernel says; the endpoint is where it was.
+    fn attach(
+        &mut self,
+        endpoint: EndpointId,
+        place: Place,
+        contents: Contents<'_>,
+    ) -> Result<(), HostError>;
+
+    /// Leaves an endpoint with nothing mapped, whatever it takes.
+    fn cut_off(&mut self, endpoint: EndpointId);
+
+    /// Maps; every part of `mapping` leads to `ram`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn map(&mut self, domain: DomainId, mapping: &Mapping, ram: &Ram) -> Result<(), HostError>;
+
+    /// Unmaps one whole mapping.
+    ///
+    /// # Errors
+    /// What the kernel says; some of it may be mapped still.
+    fn unmap(&mut self, domain: DomainId, range: IovaRange) -> Result<(), HostError>;
+
+    /// Finds devices that another process has bound, if there are such.
+    ///
+    /// # Errors
+    /// A device that is not bound yet, or cannot be found.
+    fn adopt(&mut self) -> Result<(), HostError> {
+        Ok(())
+    }
+}
+
+/// What an address space holds, and the memory that it leads to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Contents<'a> {
+    /// The mappings.
+    pub(crate) mappings: &'a [Mapping],
+    /// The memory.
+    pub(crate) ram: &'a Ram,
+}
