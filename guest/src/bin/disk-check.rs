@@ -1,11 +1,13 @@
 //! Reads, writes and compares a disk from within a guest.
 //!
 //! ```text
-//! disk-check sum    PATH buffered|direct
-//! disk-check verify PATH buffered|direct SEED FIRST_BYTE BYTES
-//! disk-check write  PATH buffered|direct SEED FIRST_BYTE BYTES
+//! disk-check sum      PATH buffered|direct
+//! disk-check sum-high PATH buffered|direct
+//! disk-check verify   PATH buffered|direct SEED FIRST_BYTE BYTES
+//! disk-check write    PATH buffered|direct SEED FIRST_BYTE BYTES
 //! ```
-//! `sum` prints checksum and bytes. `verify` compares with the pattern of the seed. `write` writes
+//! `sum` prints checksum and bytes; `sum-high` does so too, with a buffer that lies above 4 GiB for the
+//! most part, or fails. `verify` compares with the pattern of the seed. `write` writes
 //! that pattern and flushes the disk. Numbers are multiples of 4096. The exit status is 0 when all is
 //! as it should be, 1 when it is not, 2 for a wrong command line.
 
@@ -14,7 +16,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
 
-use viommu_guest::{PIECE_BYTES, pattern, sum};
+use viommu_guest::{PIECE_BYTES, frames, pattern, sum};
 
 /// Direct I/O wants buffers that begin at such an address.
 const ALIGNMENT: usize = 4096;
@@ -23,7 +25,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let Some(order) = Order::parse(&words) else {
-        eprintln!("usage: disk-check sum|verify|write PATH buffered|direct [SEED FIRST BYTES]");
+        eprintln!(
+            "usage: disk-check sum|sum-high|verify|write PATH buffered|direct [SEED FIRST BYTES]"
+        );
         return ExitCode::from(2);
     };
     match order.run() {
@@ -49,6 +53,7 @@ struct Order<'a> {
 #[derive(Debug, Clone, Copy)]
 enum Work {
     Sum,
+    SumHigh,
     Verify(Stretch),
     Write(Stretch),
 }
@@ -74,6 +79,7 @@ impl<'a> Order<'a> {
         };
         let work = match work {
             "sum" if rest.is_empty() => Work::Sum,
+            "sum-high" if rest.is_empty() => Work::SumHigh,
             "verify" => Work::Verify(Stretch::parse(rest)?),
             "write" => Work::Write(Stretch::parse(rest)?),
             _ => return None,
@@ -82,11 +88,20 @@ impl<'a> Order<'a> {
     }
 
     fn run(&self) -> io::Result<String> {
-        let mut memory = vec![0; PIECE_BYTES + ALIGNMENT];
+        // not zeros: pages of those would be there only once they are written
+        let mut memory = vec![1; PIECE_BYTES + ALIGNMENT];
         let buffer = aligned(&mut memory);
         let mut disk = self.open()?;
         match self.work {
             Work::Sum => {
+                let (sum, bytes) = sum::of(disk, buffer)?;
+                Ok(format!("{sum} {bytes}"))
+            }
+            Work::SumHigh => {
+                let (high, all) = frames::high(buffer)?;
+                if high * 2 < all {
+                    return Err(io::Error::other(format!("{high} of {all} pages above 4 GiB")));
+                }
                 let (sum, bytes) = sum::of(disk, buffer)?;
                 Ok(format!("{sum} {bytes}"))
             }

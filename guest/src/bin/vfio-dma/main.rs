@@ -37,7 +37,10 @@ const PAIRS: u32 = 200;
 /// A check and what it does; its text says what was seen.
 type Check = (&'static str, fn(&Bench) -> io::Result<String>);
 
-/// In this order: each leaves everything unmapped.
+/// Mappings that are left to the end of the program.
+const LEFT: u64 = 256;
+
+/// In this order: each but the last leaves everything unmapped.
 const CHECKS: &[Check] = &[
     ("copy", mapped_pages_are_copied),
     ("unmapped", what_was_unmapped_is_out_of_reach),
@@ -47,6 +50,7 @@ const CHECKS: &[Check] = &[
     ("write-only", a_write_only_page_is_not_read_where_that_can_be_said),
     ("moved", a_page_mapped_anew_is_reached_where_it_is_now),
     ("pairs", mapping_and_unmapping_keeps_working),
+    ("left", what_stays_mapped_is_the_kernels_to_end),
 ];
 
 fn main() -> ExitCode {
@@ -67,7 +71,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    println!("check open: ok group {group}, {address}");
+    println!("check open: ok group {group}, {address}, ends told by {}", bench.engine.tells_by());
     for (name, check) in CHECKS {
         match check(&bench) {
             Ok(seen) => println!("check {name}: ok {seen}"),
@@ -155,7 +159,7 @@ fn mapped_pages_are_copied(bench: &Bench) -> io::Result<String> {
     bench.copied(1, PAGES)?;
     bench.unmap(SOURCE)?;
     bench.unmap(DESTINATION)?;
-    Ok(format!("{LENGTH} bytes in {PAGES} mappings each way, interrupt came"))
+    Ok(format!("{LENGTH} bytes in {PAGES} mappings each way"))
 }
 
 fn what_was_unmapped_is_out_of_reach(bench: &Bench) -> io::Result<String> {
@@ -246,4 +250,13 @@ fn mapping_and_unmapping_keeps_working(bench: &Bench) -> io::Result<String> {
     }
     let each = began.elapsed().as_micros() / u128::from(PAIRS);
     Ok(format!("{PAIRS} pairs of map and unmap, {each} us each"))
+}
+
+/// The domain ends with this program, and takes what is mapped with it.
+fn what_stays_mapped_is_the_kernels_to_end(bench: &Bench) -> io::Result<String> {
+    let (first, _) = bench.source.split_at(1);
+    for index in 0..LEFT {
+        bench.map(SOURCE + index * PAGE, first, Rights::Read)?;
+    }
+    Ok(format!("{LEFT} mappings"))
 }

@@ -17,13 +17,13 @@ use vfio_bindings::bindings::vfio::{
 };
 
 /// The first of VFIO's request numbers: `_IO(';', 100)` (linux/vfio.h).
-const BASE: libc::c_ulong = 0x3b64;
+const BASE: libc::Ioctl = 0x3b64;
 
 /// Bytes of a page.
 pub(crate) const PAGE_BYTES: usize = 4096;
 
 /// A request that takes a number; its result.
-fn with_number(file: &File, request: libc::c_ulong, number: libc::c_ulong) -> io::Result<i32> {
+fn with_number(file: &File, request: libc::Ioctl, number: libc::c_ulong) -> io::Result<i32> {
     // SAFETY: 1. `file` is open for the call; 2. each caller passes a request of linux/vfio.h whose
     // argument is a number, so the kernel follows no pointer.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), BASE + request, number) };
@@ -31,7 +31,7 @@ fn with_number(file: &File, request: libc::c_ulong, number: libc::c_ulong) -> io
 }
 
 /// A request that takes a structure, which the kernel reads and may answer in.
-fn with_struct<T>(file: &File, request: libc::c_ulong, argument: &mut T) -> io::Result<i32> {
+fn with_struct<T>(file: &File, request: libc::Ioctl, argument: &mut T) -> io::Result<i32> {
     // SAFETY: 1. `file` is open for the call; 2. each caller passes the structure that linux/vfio.h
     // gives for the request, with its size in `argsz`, so the kernel stays inside `argument`.
     let result =

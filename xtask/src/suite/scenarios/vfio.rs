@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::suite::stage::{BARE, Set, Stage};
+use crate::suite::set::{BARE, Set};
+use crate::suite::stage::Stage;
 use crate::suite::{Arch, NEWEST_FIRST, Scenario};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
@@ -18,7 +19,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
 };
 
 /// What `vfio-dma` checks.
-const CHECKS: [&str; 9] = [
+const CHECKS: [&str; 10] = [
     "open",
     "copy",
     "unmapped",
@@ -28,6 +29,7 @@ const CHECKS: [&str; 9] = [
     "write-only",
     "moved",
     "pairs",
+    "left",
 ];
 
 /// The blocked accesses of these checks, as the guest's kernel tells them: endpoint 00:04.0 is 32.
