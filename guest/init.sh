@@ -13,7 +13,9 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /tmp
 
-talk=/dev/ttyS1
+# the second line of the machine: a UART of QEMU's on Arm, of a PC else
+talk=/dev/ttyAMA1
+[ -c $talk ] || talk=/dev/ttyS1
 stty -F $talk raw -echo
 exec 3<>$talk
 
@@ -69,6 +71,13 @@ group_at() {
 # the devices of our own, by the addresses that the host gives them
 disk_function=00:03.0
 engine_function=00:04.0
+second_function=00:06.0
+
+# rebind ADDRESS DRIVER: the driver lets the function go, and the one that fits takes it
+rebind() {
+	echo "0000:$1" >"/sys/bus/pci/drivers/$2/unbind"
+	echo "0000:$1" >/sys/bus/pci/drivers_probe
+}
 
 # hands the DMA engine to VFIO and runs the user-space driver; its checks go to the host
 user_space_driver() {
@@ -91,10 +100,11 @@ tell_faults() {
 	done
 }
 
-# load: the modules in their order, minus those that the scenario loads itself
+# load [but NAME]: the modules in their order
 load() {
 	local module parameters
 	for module in /modules/*; do
+		case $module in *-"${2:-none}".ko) continue ;; esac
 		parameters=
 		# virtio-iommu remaps no interrupts, and x86 then wants this said
 		case $module in *vfio-iommu-type1*) parameters=allow_unsafe_interrupts=1 ;; esac
@@ -107,7 +117,8 @@ power_off() { poweroff -f; }
 
 scenario=$(option scenario)
 say "fact kernel: $(uname -r)"
-load
+# a scenario may load them itself, in its own time
+[ "$(option load)" = later ] || load
 . "/scenarios/$scenario.sh"
 dmesg >/tmp/dmesg
 echo "the guest's own log:"

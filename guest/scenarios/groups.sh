@@ -12,5 +12,12 @@ for group in /sys/kernel/iommu_groups/*; do
 	done <"$group/reserved_regions"
 done
 fact groups $groups
-dmesg | grep -q 'ACPI: VIOT' && ok viot || fail viot "the kernel saw no VIOT"
+# what told the kernel: an ACPI table, or a device tree
+if dmesg | grep -q 'ACPI: VIOT'; then
+	fact topology acpi
+elif [ -e /proc/device-tree/pcie@10000000/iommu-map ]; then
+	fact topology device-tree
+else
+	fail topology "nothing tells the kernel what is behind the IOMMU"
+fi
 fact iommu "$(dmesg | grep 'virtio_iommu.*input address' | sed 's/^[^]]*] //')"

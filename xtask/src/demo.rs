@@ -8,7 +8,8 @@ use crate::command;
 use crate::error::{Error, Result};
 use crate::setup::build;
 use crate::setup::guest_kernel::{NEWEST, Row};
-use crate::suite::stage::{BARE, Place, Set, Stage};
+use crate::suite::set::{BARE, Set};
+use crate::suite::stage::{Place, Stage};
 use crate::suite::tools::{Sources, Tools};
 use crate::suite::{Arch, compare, fresh};
 use crate::ui::{Step, seconds};
@@ -19,7 +20,7 @@ const SCRIPT: &str = include_str!("../../guest/scenarios/demo.sh");
 
 const DISK_MIB: u64 = 64;
 
-const SET: Set = Set { disk_mib: Some(DISK_MIB), engine: true, ..BARE };
+const SET: Set = Set { disks: &[DISK_MIB], engine: true, ..BARE };
 
 /// Several times what the slowest machine took.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -44,7 +45,12 @@ pub(crate) fn run(sources: &Sources) -> Result<()> {
 
 fn show(tools: &Tools, dir: &Path) -> Result<()> {
     let step = Step::begin("a guest with a disk and a DMA engine behind the IOMMU");
-    let place = Place { tools, kit: tools.guest(NEWEST)?, arch: Arch::Vtd, dir };
+    let place = Place {
+        tools,
+        kit: tools.guest(NEWEST).map_err(|why| Error::Wrong(why.to_owned()))?,
+        arch: Arch::Vtd,
+        dir,
+    };
     let mut stage = Stage::open(NAME, &SET, &place, LIMIT)?;
     let image = stage.image();
     stage.until_ready("go")?;

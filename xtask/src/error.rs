@@ -50,6 +50,11 @@ pub(crate) enum Error {
 }
 
 impl Error {
+    /// Whether it is the machine that lacks something, not we.
+    pub(crate) const fn is_lacking(&self) -> bool {
+        matches!(self, Self::Lacking { .. } | Self::NoMirror | Self::Mirror(_))
+    }
+
     /// Turns an I/O error into one that says what was tried on which path.
     pub(crate) fn file(
         action: &'static str,

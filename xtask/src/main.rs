@@ -101,7 +101,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     match &arguments.order {
         Order::SetUp => {
             let rows: Vec<&Row> = ROWS.iter().collect();
-            suite::tools::fetch(sources, &rows).map(|_| true)
+            suite::tools::fetch(sources, &rows).map(|()| true)
         }
         Order::Demo => demo::run(sources).map(|()| true),
         Order::Oracle { more } => succeeds(oracle::command(sources, more)?),

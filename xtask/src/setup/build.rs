@@ -68,18 +68,44 @@ pub(crate) fn programs() -> Result<Programs> {
 /// # Errors
 /// They do not compile.
 pub(crate) fn guest_programs(guest: Architecture) -> Result<Vec<Program>> {
-    let step = Step::begin("the guest's programs");
+    let step = Step::begin(format_args!("the guest's programs, {}", guest.debian()));
     let dir = target().join("guest-programs");
-    let triple = match guest {
-        Architecture::Amd64 => "x86_64-unknown-linux-gnu",
+    let (triple, flags) = match guest {
+        Architecture::Amd64 => ("x86_64-unknown-linux-gnu", "-C target-feature=+crt-static"),
+        // musl and the linker that come with Rust: no cross compiler is needed
+        Architecture::Arm64 => ("aarch64-unknown-linux-musl", "-C linker=rust-lld"),
     };
+    need_target(triple)?;
     let mut build = cargo();
     build.args(["build", "--release", "--quiet", "--package", "viommu-guest", "--bins"]);
     build.args(["--target", triple, "--target-dir"]).arg(&dir);
-    build.env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols");
+    build.env("RUSTFLAGS", format!("{flags} -C strip=symbols"));
     command::output(&mut build)?;
     step.done("built");
     GUEST_PROGRAMS.into_iter().map(|name| packed(&dir.join(triple).join("release"), name)).collect()
+}
+
+/// Sees to it that Rust's library for `triple` is there; rustup brings it where it is not.
+fn need_target(triple: &str) -> Result<()> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let mut ask = Command::new(rustc);
+    ask.args(["--print", "target-libdir", "--target", triple]).current_dir(workspace());
+    if Path::new(command::text(&mut ask)?.trim()).is_dir() {
+        return Ok(());
+    }
+    let lacking = || Error::Lacking {
+        missing: format!("Rust's library for {triple}"),
+        install: format!("rustup target add {triple}"),
+    };
+    if !command::exists("rustup") {
+        return Err(lacking());
+    }
+    let step = Step::begin(format_args!("Rust's library for {triple}"));
+    let mut add = Command::new("rustup");
+    add.args(["target", "add", triple]).current_dir(workspace());
+    command::output(&mut add).map_err(|_| lacking())?;
+    step.done("fetched");
+    Ok(())
 }
 
 fn packed(dir: &Path, name: &'static str) -> Result<Program> {

@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 pub(crate) enum Architecture {
     /// x86, 64 bit: the `q35` machine.
     Amd64,
+    /// Arm, 64 bit: the `virt` machine.
+    Arm64,
 }
 
 impl Architecture {
@@ -22,6 +24,15 @@ impl Architecture {
     pub(crate) const fn qemu(self) -> &'static str {
         match self {
             Self::Amd64 => "qemu-system-x86_64",
+            Self::Arm64 => "qemu-system-aarch64",
+        }
+    }
+
+    /// Its name in Debian's words.
+    pub(crate) const fn debian(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
         }
     }
 }
@@ -39,7 +50,7 @@ pub(crate) struct Row {
 }
 
 /// The kernels, the default first.
-pub(crate) const ROWS: &[Row] = &[
+pub(crate) const ROWS: [Row; 4] = [
     Row {
         name: NEWEST,
         architecture: Architecture::Amd64,
@@ -70,10 +81,31 @@ pub(crate) const ROWS: &[Row] = &[
         },
         lacks: &["virtio-iommu"],
     },
+    Row {
+        name: ARM64,
+        architecture: Architecture::Arm64,
+        bundle: Bundle {
+            name: "guest-arm64",
+            archive: Archive {
+                suites: &["trixie", "trixie-backports"],
+                prefer: Some("trixie-backports"),
+                architecture: "arm64",
+            },
+            contents: Contents::Kernel {
+                meta: "linux-image-cloud-arm64",
+                with: &["busybox-static"],
+            },
+            ..AMD64
+        },
+        lacks: &[],
+    },
 ];
 
 /// The name of the default: the newest kernel in Debian's backports.
 pub(crate) const NEWEST: &str = "newest";
+
+/// The name of the newest kernel for Arm.
+pub(crate) const ARM64: &str = "arm64";
 
 /// Debian stable's kernel for virtual machines.
 const AMD64: Bundle = Bundle {
@@ -170,9 +202,7 @@ impl GuestKernel {
     /// `7.3.4 amd64`: the version without Debian's additions, and the processor.
     pub(crate) fn title(&self) -> String {
         let version = self.release.split(['+', '-']).next().unwrap_or_default();
-        match self.architecture {
-            Architecture::Amd64 => format!("{version} amd64"),
-        }
+        format!("{version} {}", self.architecture.debian())
     }
 
     /// A module's bytes, uncompressed; nothing if it is built into the kernel or known to be left

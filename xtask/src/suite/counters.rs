@@ -27,6 +27,11 @@ impl Counters {
         Ok(Self(words.split_whitespace().filter_map(pair).collect()))
     }
 
+    /// How many such lines a log has.
+    pub(crate) fn lines_in(log: &str) -> usize {
+        log.matches(MARK).count()
+    }
+
     /// A counter's value.
     ///
     /// # Errors

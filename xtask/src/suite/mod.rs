@@ -2,19 +2,25 @@
 
 pub(crate) mod compare;
 pub(crate) mod counters;
+mod list;
+mod parts;
 mod run;
 mod scenarios;
+pub(crate) mod set;
 pub(crate) mod stage;
 pub(crate) mod tools;
+mod topology;
 
-pub(crate) use run::{Selection, fresh, list, run};
+pub(crate) use list::list;
+pub(crate) use run::{Outcome, Selection, fresh, run};
 pub(crate) use scenarios::SCENARIOS;
 
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::setup::guest_kernel::NEWEST;
-use stage::{Set, Stage};
+use crate::setup::guest_kernel::{ARM64, NEWEST};
+use set::Set;
+use stage::Stage;
 
 /// One boot and what it is to show.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +67,10 @@ impl Arch {
 const IGNORANT: &[&str] = &["6.1"];
 
 /// The guests of a scenario that runs in all, and once in the newest.
-const NEWEST_FIRST: &[&str] = &[NEWEST, "6.12"];
+const NEWEST_FIRST: &[&str] = &[NEWEST, "6.12", ARM64];
 
 /// The guests of a scenario that runs in all, and once in an older one.
-const OLDER_FIRST: &[&str] = &["6.12", NEWEST];
+const OLDER_FIRST: &[&str] = &["6.12", NEWEST, ARM64];
+
+/// The guests of a scenario that runs in all, and once on Arm.
+const ARM_FIRST: &[&str] = &[ARM64, NEWEST, "6.12"];

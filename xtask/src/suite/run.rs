@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::set::Iommu;
 use super::stage::{Place, Stage};
 use super::tools::{Sources, Tools};
 use super::{Arch, SCENARIOS, Scenario};
@@ -35,6 +36,13 @@ pub(crate) struct Report {
     pub(crate) time: Duration,
 }
 
+impl Report {
+    fn skipped((scenario, row, arch): Boot, why: &str) -> Self {
+        let (guest, outcome) = (row.name.to_owned(), Outcome::Skipped(why.to_owned()));
+        Self { scenario: scenario.name, guest, arch, outcome, time: Duration::ZERO }
+    }
+}
+
 /// What came of a scenario.
 #[derive(Debug)]
 pub(crate) enum Outcome {
@@ -42,6 +50,8 @@ pub(crate) enum Outcome {
     Passed(String),
     /// Something did not.
     Failed(String),
+    /// This machine cannot boot that guest.
+    Skipped(String),
 }
 
 impl Outcome {
@@ -85,7 +95,7 @@ impl Selection {
             };
             let archs = match (self.arch, self.full) {
                 (Some(arch), _) => vec![arch],
-                (None, true) if scenario.set.iommu => vec![Arch::Vtd, Arch::SmmuV3],
+                (None, true) if scenario.set.iommu == Iommu::Ours => vec![Arch::Vtd, Arch::SmmuV3],
                 (None, _) => vec![scenario.arch],
             };
             for guest in guests {
@@ -109,15 +119,6 @@ impl Selection {
     }
 }
 
-/// Prints the scenarios.
-pub(crate) fn list() {
-    let row = |scenario: &Scenario| {
-        [scenario.name.to_owned(), scenario.guests.join(", "), scenario.about.to_owned()]
-    };
-    let rows: Vec<[String; 3]> = SCENARIOS.iter().map(row).collect();
-    table(["scenario", "guests", "shows"], &rows);
-}
-
 /// Runs what is selected; prints a line for each boot and a table at the end.
 ///
 /// # Errors
@@ -130,15 +131,18 @@ pub(crate) fn run(selection: &Selection, sources: &Sources) -> Result<Vec<Report
     rows.dedup_by_key(|row| row.name);
     let scripts: Vec<_> = SCENARIOS.iter().map(|each| (each.name, each.script)).collect();
     let tools = Tools::prepare(sources, &rows, &scripts)?;
-    let reports = boots.into_iter().map(|boot| one(boot, &tools)).collect::<Result<Vec<_>>>()?;
+    let reports: Vec<Report> = boots.into_iter().map(|boot| one(boot, &tools)).collect();
     println!();
     show(&reports);
     Ok(reports)
 }
 
-fn one(boot: Boot, tools: &Tools) -> Result<Report> {
+fn one(boot: Boot, tools: &Tools) -> Report {
     let (scenario, row, arch) = boot;
-    let guest = tools.guest(row.name)?.kernel.title();
+    let guest = match tools.guest(row.name) {
+        Ok(kit) => kit.kernel.title(),
+        Err(why) => return Report::skipped(boot, why),
+    };
     let step = Step::begin(format_args!("{} in {guest}, {}", scenario.name, arch.option()));
     let began = Instant::now();
     let dir = build::target().join("guest").join(format!(
@@ -159,7 +163,7 @@ fn one(boot: Boot, tools: &Tools) -> Result<Report> {
             Outcome::Failed(error.to_string())
         }
     };
-    Ok(Report { scenario: scenario.name, guest, arch, outcome, time: began.elapsed() })
+    Report { scenario: scenario.name, guest, arch, outcome, time: began.elapsed() }
 }
 
 /// Plays the scenario, again where the VMM fell by a known fault of its own; one that falls each time
@@ -178,7 +182,8 @@ fn play(boot: Boot, tools: &Tools, dir: &Path) -> Result<String> {
 
 fn attempt((scenario, row, arch): Boot, tools: &Tools, dir: &Path) -> Result<String> {
     fresh(dir)?;
-    let place = Place { tools, kit: tools.guest(row.name)?, arch, dir };
+    let kit = tools.guest(row.name).map_err(|why| Error::Wrong(why.to_owned()))?;
+    let place = Place { tools, kit, arch, dir };
     let mut stage = Stage::open(scenario.name, &scenario.set, &place, scenario.limit)?;
     (scenario.play)(&mut stage)
 }
@@ -210,6 +215,7 @@ fn show(reports: &[Report]) {
             let (verdict, remark) = match &report.outcome {
                 Outcome::Passed(remark) => ("ok", remark),
                 Outcome::Failed(why) => ("FAILED", why),
+                Outcome::Skipped(why) => ("skipped", why),
             };
             let remark = remark.lines().next().unwrap_or_default().to_owned();
             let (scenario, guest) = (report.scenario.to_owned(), report.guest.clone());

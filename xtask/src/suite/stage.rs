@@ -1,73 +1,24 @@
 //! What stands around a guest in a scenario: the daemon, the devices, the guest itself.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
+
+use rustix::process::Signal;
 
 use super::Arch;
 use super::counters::Counters;
+use super::parts::{self, IOMMU_SOCKET, START_WITHIN};
+use super::set::{DISKS, IOMMU_SLOT, Iommu, Seat, Set};
 use super::tools::{BootKit, Tools};
-use crate::command;
-use crate::error::Result;
-use crate::image;
-use crate::setup::emulator::Emulator;
+use super::topology;
+use crate::error::{Error, Result};
+use crate::setup::guest_kernel::Architecture;
 use crate::vm::machine::{Function, Guest, Machine, QMP_SOCKET};
 use crate::vm::process::{Deadline, Process};
 use crate::vm::qmp::Qmp;
 
-/// Where the functions are on the root bus.
-const IOMMU_SLOT: u8 = 1;
-const DISK_SLOT: u8 = 3;
-const ENGINE_SLOT: u8 = 4;
-
-/// The files and sockets of a run, in its folder.
-const IOMMU_SOCKET: &str = "iommu.sock";
-const DISK_SOCKET: &str = "disk.sock";
-const DISK_IOTLB: &str = "disk.iotlb";
-const DISK_IMAGE: &str = "disk.img";
-const ENGINE_SOCKET: &str = "engine.sock";
-const ENGINE_IOTLB: &str = "engine.iotlb";
-
-/// How long our processes may take until their sockets are there.
-const START_WITHIN: Duration = Duration::from_secs(10);
-
-/// The seed of the disk's first content.
-pub(crate) const DISK_SEED: u64 = 1;
-
-/// What a scenario wants around its guest.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Set {
-    /// Whether there is an IOMMU; without one the devices take addresses as the guest gives them.
-    pub(crate) iommu: bool,
-    /// More words for the kernel's command line.
-    pub(crate) append: &'static str,
-    /// A vfio-user disk behind the IOMMU, of that many MiB.
-    pub(crate) disk_mib: Option<u64>,
-    /// A vfio-user DMA engine behind the IOMMU.
-    pub(crate) engine: bool,
-    /// QEMU's own disks behind the IOMMU.
-    pub(crate) own: &'static [OwnDisk],
-    /// Whether the guest may start anew.
-    pub(crate) reboots: bool,
-}
-
-/// A disk that QEMU itself emulates.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct OwnDisk {
-    /// Its PCI address.
-    pub(crate) at: &'static str,
-    /// Its image, in the run's folder.
-    pub(crate) image: &'static str,
-    /// QEMU's arguments for it.
-    pub(crate) arguments: &'static [&'static str],
-}
-
-/// The size of such a disk.
-const OWN_DISK_MIB: u64 = 64;
-
-/// A guest, the IOMMU and nothing behind it.
-pub(crate) const BARE: Set =
-    Set { iommu: true, append: "", disk_mib: None, engine: false, own: &[], reboots: false };
+/// How long the daemon may take to tell its counters.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where and with what a scenario runs.
 #[derive(Debug, Clone, Copy)]
@@ -87,17 +38,17 @@ pub(crate) struct Place<'a> {
 pub(crate) struct Stage<'a> {
     /// The guest.
     pub(crate) guest: Guest,
-    /// The IOMMU, if there is one.
+    /// The daemon, if it is the IOMMU.
     pub(crate) daemon: Option<Process>,
-    /// The disk, if there is one.
-    pub(crate) disk: Option<Process>,
+    /// The disks.
+    pub(crate) disks: Vec<Process>,
     /// The DMA engine, if there is one.
     pub(crate) engine: Option<Process>,
     /// When the run is given up.
     pub(crate) deadline: Deadline,
-    dir: PathBuf,
+    set: Set,
+    place: Place<'a>,
     machine: Machine<'a>,
-    emulator: &'a Emulator,
 }
 
 impl<'a> Stage<'a> {
@@ -111,31 +62,23 @@ impl<'a> Stage<'a> {
         place: &Place<'a>,
         limit: Duration,
     ) -> Result<Self> {
-        let Place { tools, dir, .. } = *place;
-        let deadline = Deadline::after(limit);
-        let endpoints = endpoints(set);
-        let (daemon, viot) = if set.iommu {
-            let program = &tools.programs.daemon;
-            let daemon = start_daemon(place, &endpoints)?;
-            (Some(daemon), Some(viot(program, &endpoints, dir)?))
-        } else {
-            (None, None)
+        let (set, place, deadline) = (*set, *place, Deadline::after(limit));
+        parts::make_images(&set, place.dir)?;
+        let daemon = match set.iommu {
+            Iommu::Ours => Some(parts::start_daemon(&set, &place)?),
+            Iommu::None => None,
         };
-        let disk = match set.disk_mib {
-            Some(mib) => {
-                image::make(&dir.join(DISK_IMAGE), DISK_SEED, mib << 20)?;
-                Some(start_disk(set, tools, dir)?)
-            }
-            None => None,
-        };
-        for disk in set.own {
-            image::make(&dir.join(disk.image), DISK_SEED, OWN_DISK_MIB << 20)?;
+        let seats = DISKS.iter().take(set.disks.len());
+        let disks =
+            seats.map(|seat| parts::start_disk(&set, seat, &place)).collect::<Result<Vec<_>>>()?;
+        let engine = if set.engine { Some(parts::start_engine(&set, &place)?) } else { None };
+        let mut machine = machine(scenario, &set, &place);
+        if set.iommu == Iommu::Ours {
+            let tools = (place.tools.programs.daemon.as_path(), &place.tools.emulator);
+            machine.topology = Some(topology::write(&machine, &set.slots(), tools, place.dir)?);
         }
-        let engine = if set.engine { Some(start_engine(set, tools, dir)?) } else { None };
-        let machine = machine(scenario, set, place, viot);
-        let guest = machine.boot(&tools.emulator, dir)?;
-        let (dir, emulator) = (dir.to_owned(), &tools.emulator);
-        Ok(Self { guest, daemon, disk, engine, deadline, dir, machine, emulator })
+        let guest = machine.boot(&place.tools.emulator, place.dir)?;
+        Ok(Self { guest, daemon, disks, engine, deadline, set, place, machine })
     }
 
     /// Listens until the guest waits for the host.
@@ -153,7 +96,40 @@ impl<'a> Stage<'a> {
     /// A check failed, QEMU cannot be started or the time is over.
     pub(crate) fn boot_again(&mut self) -> Result<()> {
         self.guest.until_off(self.deadline)?;
-        self.guest = self.machine.boot(self.emulator, &self.dir)?;
+        self.boot()
+    }
+
+    /// Boots a guest under a new QEMU; the one before is gone.
+    ///
+    /// # Errors
+    /// QEMU cannot be started.
+    pub(crate) fn boot(&mut self) -> Result<()> {
+        self.guest = self.machine.boot(&self.place.tools.emulator, self.place.dir)?;
+        Ok(())
+    }
+
+    /// Starts the daemon anew; the one before is gone.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub(crate) fn start_daemon(&mut self) -> Result<()> {
+        self.daemon = Some(parts::start_daemon(&self.set, &self.place)?);
+        Ok(())
+    }
+
+    /// Starts the devices anew, the disks on their images as they are; those before are gone, or go now.
+    ///
+    /// # Errors
+    /// One does not start.
+    pub(crate) fn start_devices(&mut self) -> Result<()> {
+        self.disks.clear();
+        for seat in DISKS.iter().take(self.set.disks.len()) {
+            self.disks.push(parts::start_disk(&self.set, seat, &self.place)?);
+        }
+        self.engine = None;
+        if self.set.engine {
+            self.engine = Some(parts::start_engine(&self.set, &self.place)?);
+        }
         Ok(())
     }
 
@@ -164,7 +140,7 @@ impl<'a> Stage<'a> {
     /// A check failed, a process had ended or ended with an error, or the time is over.
     pub(crate) fn close(&mut self) -> Result<()> {
         self.guest.until_off(self.deadline)?;
-        for process in self.disk.iter_mut().chain(&mut self.engine).chain(&mut self.daemon) {
+        for process in self.disks.iter_mut().chain(&mut self.engine).chain(&mut self.daemon) {
             process.end()?;
         }
         Ok(())
@@ -183,14 +159,38 @@ impl<'a> Stage<'a> {
         Counters::last_in(&self.daemon_log())
     }
 
-    /// The image behind the disk.
+    /// What the daemon counts at this moment.
+    ///
+    /// # Errors
+    /// There is no daemon, or it does not tell.
+    pub(crate) fn counters_now(&mut self) -> Result<Counters> {
+        let daemon = self.daemon.as_mut().ok_or_else(|| Error::Wrong("no daemon".to_owned()))?;
+        let told = |daemon: &Process| Counters::lines_in(&daemon.log_text());
+        let before = told(daemon);
+        daemon.signal(Signal::USR1)?;
+        daemon.until("its counters", Deadline::after(TOLD_WITHIN), |it| told(it) > before)?;
+        self.counters()
+    }
+
+    /// The image behind the first disk.
     pub(crate) fn image(&self) -> PathBuf {
-        self.file(DISK_IMAGE)
+        let [first, _] = &DISKS;
+        self.image_of(first)
+    }
+
+    /// The image behind a disk of ours.
+    pub(crate) fn image_of(&self, seat: &Seat) -> PathBuf {
+        self.file(&parts::image_of(seat))
     }
 
     /// A file of the run.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+        self.place.dir.join(name)
+    }
+
+    /// The guest's processor.
+    pub(crate) fn architecture(&self) -> Architecture {
+        self.place.kit.kernel.architecture
     }
 
     /// A connection to QEMU's monitor.
@@ -198,102 +198,44 @@ impl<'a> Stage<'a> {
     /// # Errors
     /// QEMU is gone.
     pub(crate) fn monitor(&mut self) -> Result<Qmp> {
-        let socket = self.dir.join(QMP_SOCKET);
+        let socket = self.file(QMP_SOCKET);
         self.guest.process.until_path(&socket, Deadline::after(START_WITHIN))?;
         Qmp::connect(&socket)
     }
 }
 
-/// The daemon's and the ACPI table's endpoints: PCI address, and the socket for its device.
-fn endpoints(set: &Set) -> Vec<(String, Option<&'static str>)> {
-    let mut all: Vec<_> = set.own.iter().map(|disk| (disk.at.to_owned(), None)).collect();
-    if set.disk_mib.is_some() {
-        all.push((format!("00:{DISK_SLOT:02x}.0"), Some(DISK_IOTLB)));
-    }
-    if set.engine {
-        all.push((format!("00:{ENGINE_SLOT:02x}.0"), Some(ENGINE_IOTLB)));
-    }
-    all
-}
-
-fn start_daemon(
-    place: &Place<'_>,
-    endpoints: &[(String, Option<&'static str>)],
-) -> Result<Process> {
-    let dir = place.dir;
-    let mut daemon = Command::new(&place.tools.programs.daemon);
-    daemon.args(["--socket-path", IOMMU_SOCKET, "--log-level", "info"]);
-    daemon.args(["--arch", place.arch.option()]);
-    for (at, socket) in endpoints {
-        let socket = socket.map_or_else(String::new, |path| format!(",socket={path}"));
-        daemon.args(["--endpoint", &format!("{at}{socket}")]);
-    }
-    let mut process = Process::start("daemon", daemon, dir)?;
-    process.until_path(&dir.join(IOMMU_SOCKET), Deadline::after(START_WITHIN))?;
-    Ok(process)
-}
-
-fn start_disk(set: &Set, tools: &Tools, dir: &Path) -> Result<Process> {
-    let mut disk = Command::new(&tools.programs.disk);
-    disk.args(["--socket", DISK_SOCKET, "--image", DISK_IMAGE]);
-    if set.iommu {
-        disk.args(["--iotlb", DISK_IOTLB]);
-    }
-    let mut process = Process::start("disk", disk, dir)?;
-    process.until_path(&dir.join(DISK_SOCKET), Deadline::after(START_WITHIN))?;
-    Ok(process)
-}
-
-fn start_engine(set: &Set, tools: &Tools, dir: &Path) -> Result<Process> {
-    let mut engine = Command::new(&tools.programs.engine);
-    engine.args(["--socket", ENGINE_SOCKET]);
-    if set.iommu {
-        engine.args(["--iotlb", ENGINE_IOTLB]);
-    }
-    let mut process = Process::start("engine", engine, dir)?;
-    process.until_path(&dir.join(ENGINE_SOCKET), Deadline::after(START_WITHIN))?;
-    Ok(process)
-}
-
-/// The table that the daemon's program writes for these endpoints.
-fn viot(
-    program: &Path,
-    endpoints: &[(String, Option<&'static str>)],
-    dir: &Path,
-) -> Result<PathBuf> {
-    let path = dir.join("viot.bin");
-    let mut write = Command::new(program);
-    write.args(["viot", "--iommu", &format!("00:{IOMMU_SLOT:02x}.0")]);
-    for (at, _) in endpoints {
-        write.args(["--endpoint", at]);
-    }
-    command::output(write.arg("--output").arg(&path))?;
-    Ok(path)
-}
-
-fn machine<'a>(scenario: &str, set: &Set, place: &Place<'a>, viot: Option<PathBuf>) -> Machine<'a> {
+/// The machine, without what tells it of the IOMMU.
+fn machine<'a>(scenario: &str, set: &Set, place: &Place<'a>) -> Machine<'a> {
     let mut functions = Vec::new();
-    if set.iommu {
-        functions.push(Function::Iommu { slot: IOMMU_SLOT, socket: IOMMU_SOCKET });
+    match set.iommu {
+        Iommu::None => {}
+        Iommu::Ours => functions.push(Function::Iommu { slot: IOMMU_SLOT, socket: IOMMU_SOCKET }),
     }
     functions.extend(set.own.iter().map(|disk| Function::Own(disk.arguments)));
-    let arch = place.arch.option();
-    let mut append = format!("viommu.scenario={scenario} viommu.arch={arch} {}", set.append);
-    if let Some(mib) = set.disk_mib {
-        functions.push(Function::VfioUser { slot: DISK_SLOT, socket: DISK_SOCKET });
-        append = format!("{append} viommu.seed={DISK_SEED} viommu.bytes={}", mib << 20);
-    }
-    if set.engine {
-        functions.push(Function::VfioUser { slot: ENGINE_SLOT, socket: ENGINE_SOCKET });
-    }
+    functions.extend(
+        set.seats().map(|seat| Function::VfioUser { slot: seat.slot, socket: seat.socket }),
+    );
     Machine {
         kernel: &place.kit.kernel,
         initrd: &place.kit.initrd,
-        append,
-        memory_mib: 1024,
-        cpus: 2,
-        viot,
+        append: append(scenario, set, place),
+        memory_mib: set.memory_mib,
+        cpus: set.cpus,
+        topology: None,
         functions,
         reboots: set.reboots,
+        firmware_reads: set.firmware_reads,
     }
+}
+
+/// The scenario's words on the kernel's command line, with what its script wants to know.
+fn append(scenario: &str, set: &Set, place: &Place<'_>) -> String {
+    let arch = place.arch.option();
+    let mut append = format!("viommu.scenario={scenario} viommu.arch={arch}");
+    if let Some(mib) = set.disks.first() {
+        append = format!("{append} viommu.seed={} viommu.bytes={}", parts::DISK_SEED, mib << 20);
+    }
+    // Debian's kernels invalidate lazily on x86, strictly on Arm: the same everywhere, unless said
+    // otherwise later on the line
+    format!("{append} iommu.strict=0 {}", set.append)
 }

@@ -36,8 +36,11 @@ pub(crate) struct Tools {
     pub(crate) emulator: Emulator,
     /// What runs beside a guest.
     pub(crate) programs: Programs,
-    guests: Vec<(&'static str, BootKit)>,
+    guests: Vec<(&'static str, Kit)>,
 }
+
+/// What a guest is booted with, or why this machine cannot have it.
+type Kit = std::result::Result<BootKit, String>;
 
 /// A kernel and its first file system.
 #[derive(Debug)]
@@ -48,35 +51,35 @@ pub(crate) struct BootKit {
     pub(crate) initrd: PathBuf,
 }
 
-/// QEMU and kernels, without what is built here. A kernel of the user's own stands for all.
+/// QEMU and the kernels, without what is built here. A kernel of the user's own stands for all.
 ///
 /// # Errors
 /// The packages cannot be had, or QEMU does not start.
-pub(crate) fn fetch(
-    sources: &Sources,
-    rows: &[&'static Row],
-) -> Result<(Emulator, Vec<(&'static str, GuestKernel)>)> {
+pub(crate) fn fetch(sources: &Sources, rows: &[&'static Row]) -> Result<()> {
     let cache = Cache::open()?;
-    let mirror = sources.mirror.as_deref();
-    let emulator = Emulator::bring(sources.qemu.as_deref(), &cache, mirror)?;
+    emulator(sources, &cache)?;
+    rows.iter().try_for_each(|row| kernel(sources, row, &cache).map(drop))
+}
+
+fn emulator(sources: &Sources, cache: &Cache) -> Result<Emulator> {
+    let emulator = Emulator::bring(sources.qemu.as_deref(), cache, sources.mirror.as_deref())?;
     note(emulator.version()?);
-    let kernel = |row: &&'static Row| -> Result<_> {
-        let kernel = match &sources.kernel {
-            Some(image) => {
-                GuestKernel::own(&OwnKernel { image, busybox: sources.busybox.as_deref() })?
-            }
-            None => GuestKernel::bring(row, &cache, mirror)?,
-        };
-        note(format_args!("guest kernel {}", kernel.release));
-        Ok((row.name, kernel))
+    Ok(emulator)
+}
+
+fn kernel(sources: &Sources, row: &'static Row, cache: &Cache) -> Result<GuestKernel> {
+    let kernel = match &sources.kernel {
+        Some(image) => GuestKernel::own(&OwnKernel { image, busybox: sources.busybox.as_deref() })?,
+        None => GuestKernel::bring(row, cache, sources.mirror.as_deref())?,
     };
-    let kernels = rows.iter().map(kernel).collect::<Result<_>>()?;
-    Ok((emulator, kernels))
+    note(format_args!("guest kernel {}", kernel.release));
+    Ok(kernel)
 }
 
 impl Tools {
     /// Fetches what is missing and builds the rest. `scripts` are the scenarios that the guests are
-    /// to know.
+    /// to know. A guest that this machine cannot have is told of, and left out as long as there is
+    /// another.
     ///
     /// # Errors
     /// A package cannot be had, a program does not compile, or QEMU does not start.
@@ -85,27 +88,40 @@ impl Tools {
         rows: &[&'static Row],
         scripts: &[(&str, &str)],
     ) -> Result<Self> {
-        let (emulator, kernels) = fetch(sources, rows)?;
+        let cache = Cache::open()?;
+        let emulator = emulator(sources, &cache)?;
         let programs = build::programs()?;
         let mut guests = Vec::new();
-        for (name, kernel) in kernels {
-            let guest_programs = build::guest_programs(kernel.architecture)?;
-            let packed = initramfs::pack(&kernel, &guest_programs, scripts)?;
-            let dir = build::target().join("guest");
-            fs::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
-            let initrd = dir.join(format!("initrd-{}.img", kernel.release));
-            fs::write(&initrd, packed).map_err(Error::file("write", &initrd))?;
-            guests.push((name, BootKit { kernel, initrd }));
+        for row in rows {
+            let kit = kernel(sources, row, &cache).and_then(|kernel| BootKit::new(kernel, scripts));
+            match kit {
+                Ok(kit) => guests.push((row.name, Ok(kit))),
+                Err(error) if error.is_lacking() && rows.len() > 1 => {
+                    note(format_args!("no guest {} here: {error}", row.name));
+                    guests.push((row.name, Err(error.to_string())));
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(Self { emulator, programs, guests })
     }
 
-    /// What the guest of that row is booted with.
-    ///
-    /// # Errors
-    /// It was not prepared.
-    pub(crate) fn guest(&self, name: &str) -> Result<&BootKit> {
+    /// What the guest of that row is booted with, or why it cannot be.
+    pub(crate) fn guest(&self, name: &str) -> std::result::Result<&BootKit, &str> {
         let kit = self.guests.iter().find(|(row, _)| *row == name).map(|(_, kit)| kit);
-        kit.ok_or_else(|| Error::Wrong(format!("guest {name} was not prepared")))
+        kit.map_or(Err("not prepared"), |kit| kit.as_ref().map_err(String::as_str))
+    }
+}
+
+impl BootKit {
+    /// Builds the programs for a kernel and packs its first file system.
+    fn new(kernel: GuestKernel, scripts: &[(&str, &str)]) -> Result<Self> {
+        let programs = build::guest_programs(kernel.architecture)?;
+        let packed = initramfs::pack(&kernel, &programs, scripts)?;
+        let dir = build::target().join("guest");
+        fs::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
+        let initrd = dir.join(format!("initrd-{}.img", kernel.release));
+        fs::write(&initrd, packed).map_err(Error::file("write", &initrd))?;
+        Ok(Self { kernel, initrd })
     }
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::oracle;
 use crate::setup::build;
 use crate::suite::tools::Sources;
-use crate::suite::{self, Selection};
+use crate::suite::{self, Outcome, Selection};
 use crate::ui::{note, seconds, table};
 use lane::LANES;
 pub(crate) use lane::{STRESS_SECONDS, fuzz, stress};
@@ -52,7 +52,7 @@ pub(crate) fn run(full: bool, sources: &Sources) -> Result<bool> {
 fn oracle_lane(sources: &Sources, logs: &Path) -> Result<Tally> {
     match oracle::command(sources, &[]) {
         Ok(command) => lane::run("oracle", command, logs),
-        Err(error) if is_lacking(&error) => {
+        Err(error) if error.is_lacking() => {
             note(format_args!("no QEMU to compare with: {error}"));
             Ok(Tally { skipped: 1, ..Tally::default() })
         }
@@ -64,8 +64,8 @@ fn oracle_lane(sources: &Sources, logs: &Path) -> Result<Tally> {
 fn guests(full: bool, sources: &Sources) -> Tally {
     let selection = Selection { full, ..Selection::default() };
     match suite::run(&selection, sources) {
-        Ok(reports) => reports.iter().map(|report| Tally::one(report.outcome.passed())).sum(),
-        Err(error) if is_lacking(&error) => {
+        Ok(reports) => reports.iter().map(|report| tally(&report.outcome)).sum(),
+        Err(error) if error.is_lacking() => {
             note(format_args!("no guest can be booted here: {error}"));
             Tally { skipped: selection.count(), ..Tally::default() }
         }
@@ -76,7 +76,11 @@ fn guests(full: bool, sources: &Sources) -> Tally {
     }
 }
 
-/// Whether it is the machine that lacks something, not we.
-const fn is_lacking(error: &Error) -> bool {
-    matches!(error, Error::Lacking { .. } | Error::NoMirror | Error::Mirror(_))
+/// What a boot counts as.
+const fn tally(outcome: &Outcome) -> Tally {
+    match outcome {
+        Outcome::Passed(_) => Tally::one(true),
+        Outcome::Failed(_) => Tally::one(false),
+        Outcome::Skipped(_) => Tally { passed: 0, failed: 0, skipped: 1 },
+    }
 }

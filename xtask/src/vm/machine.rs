@@ -1,10 +1,13 @@
 //! The virtual machine: QEMU's command line, and the guest while it runs.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command};
 
+use super::fdt::Fdt;
 use super::process::{Deadline, Process};
 use super::talk::Talk;
+use crate::command;
 use crate::error::{Error, Result};
 use crate::setup::emulator::Emulator;
 use crate::setup::guest_kernel::{Architecture, GuestKernel};
@@ -42,16 +45,18 @@ pub(crate) struct Machine<'a> {
     pub(crate) initrd: &'a Path,
     /// More words for the kernel's command line.
     pub(crate) append: String,
-    /// Main memory.
-    pub(crate) memory_mib: u32,
+    /// Main memory: one number for each NUMA node.
+    pub(crate) memory_mib: &'static [u32],
     /// Processors.
     pub(crate) cpus: u8,
-    /// The ACPI table that tells what is behind the IOMMU.
-    pub(crate) viot: Option<PathBuf>,
+    /// What tells what is behind the IOMMU: an ACPI table, on Arm a device tree.
+    pub(crate) topology: Option<PathBuf>,
     /// What is on the bus.
     pub(crate) functions: Vec<Function>,
     /// Whether a reset starts the guest anew; else it ends QEMU.
     pub(crate) reboots: bool,
+    /// Whether firmware looks at the disks.
+    pub(crate) firmware_reads: bool,
 }
 
 impl Machine<'_> {
@@ -59,31 +64,70 @@ impl Machine<'_> {
     /// longer than a socket's address can be.
     fn command(&self, emulator: &Emulator) -> Command {
         let mut qemu = emulator.command(self.kernel.architecture);
-        let memory = format!("memory-backend-memfd,id=mem,size={}M,share=on", self.memory_mib);
-        match self.kernel.architecture {
-            Architecture::Amd64 => qemu.args(["-M", "q35,memory-backend=mem", "-cpu", "max"]),
-        };
-        // a KVM that is there may still fail in the middle of a boot; TCG is what every host has
-        qemu.args(["-accel", "tcg,thread=multi", "-nodefaults", "-display", "none"]);
-        qemu.args(["-smp", &self.cpus.to_string(), "-m", &format!("{}M", self.memory_mib)]);
-        qemu.args(["-object", &memory]);
+        self.add_board("", &mut qemu);
         qemu.args(["-serial", "file:guest.log"]);
         qemu.args(["-chardev", "stdio,id=talk,signal=off", "-serial", "chardev:talk"]);
         qemu.args(["-qmp", &format!("unix:{QMP_SOCKET},server=on,wait=off")]);
         qemu.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(self.initrd);
-        qemu.args(["-append", &format!("console=ttyS0 panic=-1 {}", self.append)]);
+        let console = match self.kernel.architecture {
+            Architecture::Amd64 => "ttyS0",
+            Architecture::Arm64 => "ttyAMA0",
+        };
+        qemu.args(["-append", &format!("console={console} panic=-1 {}", self.append)]);
         if !self.reboots {
             qemu.arg("-no-reboot");
         }
-        if let Some(viot) = &self.viot {
-            let mut file = std::ffi::OsString::from("file=");
-            file.push(viot);
-            qemu.arg("-acpitable").arg(file);
+        if !self.firmware_reads {
+            qemu.args(["-boot", "strict=on"]);
+        }
+        if let Some(topology) = &self.topology {
+            match self.kernel.architecture {
+                Architecture::Amd64 => {
+                    let mut file = std::ffi::OsString::from("file=");
+                    file.push(topology);
+                    qemu.arg("-acpitable").arg(file)
+                }
+                Architecture::Arm64 => qemu.arg("-dtb").arg(topology),
+            };
         }
         for function in &self.functions {
             function.add_to(&mut qemu);
         }
         qemu
+    }
+
+    /// Board, processors and memory; `more` are options of the board.
+    fn add_board(&self, more: &str, qemu: &mut Command) {
+        let (board, cpu) = match self.kernel.architecture {
+            Architecture::Amd64 => ("q35", "max"),
+            Architecture::Arm64 => ("virt,gic-version=3", "cortex-a57"),
+        };
+        qemu.args(["-M", &format!("{board}{more}"), "-cpu", cpu]);
+        // a KVM that is there may still fail in the middle of a boot; TCG is what every host has
+        qemu.args(["-accel", "tcg,thread=multi", "-nodefaults", "-display", "none"]);
+        qemu.args(["-smp", &self.cpus.to_string()]);
+        qemu.args(["-m", &format!("{}M", self.memory_mib.iter().sum::<u32>())]);
+        for (node, mib) in self.memory_mib.iter().enumerate() {
+            let memory = format!("memory-backend-memfd,id=mem{node},size={mib}M,share=on");
+            qemu.args(["-object", &memory]);
+            // the processors are where the last of the memory is
+            let last = node + 1 == self.memory_mib.len();
+            let cpus = if last { format!(",cpus=0-{}", self.cpus - 1) } else { String::new() };
+            qemu.args(["-numa", &format!("node,memdev=mem{node}{cpus}")]);
+        }
+    }
+
+    /// The device tree that QEMU makes for this board, written to `to`.
+    ///
+    /// # Errors
+    /// QEMU does not write it.
+    pub(crate) fn device_tree(&self, emulator: &Emulator, to: &Path) -> Result<Fdt> {
+        let mut qemu = emulator.command(self.kernel.architecture);
+        self.add_board(&format!(",dumpdtb={}", to.display()), &mut qemu);
+        // as many as there are in the run: each is a node of the tree
+        qemu.args(["-serial", "null", "-serial", "null"]);
+        command::output(&mut qemu)?;
+        Fdt::parse(&fs::read(to).map_err(Error::file("read", to))?)
     }
 
     /// Boots the guest in `dir`.
@@ -146,12 +190,21 @@ impl Guest {
     /// # Errors
     /// A check failed, QEMU ended with an error or the time is over.
     pub(crate) fn until_off(&mut self, deadline: Deadline) -> Result<()> {
-        self.talk.until_end(deadline)?;
+        self.talk.until_ready("end", deadline)?;
+        self.off(deadline)
+    }
+
+    /// Lets a guest whose scenario is over power off, and waits until it has.
+    ///
+    /// # Errors
+    /// QEMU ended with an error or the time is over.
+    pub(crate) fn off(&mut self, deadline: Deadline) -> Result<()> {
+        self.talk.answer("off")?;
         let status = self.process.wait(deadline.left())?;
         if status.success() {
             return Ok(());
         }
-        let output = crate::command::tail(&self.process.log_text(), 8);
+        let output = command::tail(&self.process.log_text(), 8);
         Err(Error::Failed { program: "QEMU".to_owned(), status, output })
     }
 }

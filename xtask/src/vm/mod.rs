@@ -1,5 +1,6 @@
 //! A guest while it runs, and the processes beside it.
 
+pub(crate) mod fdt;
 pub(crate) mod machine;
 pub(crate) mod process;
 pub(crate) mod qmp;

@@ -126,10 +126,23 @@ impl Process {
     /// # Errors
     /// The process ended, or the path did not come in time.
     pub(crate) fn until_path(&mut self, path: &Path, deadline: Deadline) -> Result<()> {
-        while !path.exists() {
+        self.until(&path.display().to_string(), deadline, |_| path.exists())
+    }
+
+    /// Waits until something holds that the process brings about.
+    ///
+    /// # Errors
+    /// The process ended, or it did not come in time.
+    pub(crate) fn until(
+        &mut self,
+        what: &str,
+        deadline: Deadline,
+        holds: impl Fn(&Self) -> bool,
+    ) -> Result<()> {
+        while !holds(self) {
             self.running()?;
             if deadline.left().is_zero() {
-                return Err(deadline.missed(format!("{} of {}", path.display(), self.name)));
+                return Err(deadline.missed(format!("{what} of {}", self.name)));
             }
             std::thread::sleep(LOOK_AGAIN);
         }
@@ -176,7 +189,11 @@ impl Process {
         self.wait(END_WITHIN).map(drop)
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         kill_process(self.pid(), signal)
             .map_err(|errno| Error::Wrong(format!("cannot signal {}: {errno}", self.name)))
     }

@@ -95,15 +95,6 @@ impl<W: Write> Talk<W> {
             .map_err(|error| Error::Wrong(format!("cannot answer the guest: {error}")))
     }
 
-    /// Listens until the scenario is over in the guest, and lets it go off.
-    ///
-    /// # Errors
-    /// A check failed, the guest ended early or the time is over.
-    pub(crate) fn until_end(&mut self, deadline: Deadline) -> Result<()> {
-        self.until_ready("end", deadline)?;
-        self.answer("off")
-    }
-
     /// What a check that passed had to say.
     ///
     /// # Errors
@@ -200,7 +191,7 @@ mod tests {
     fn checks_and_facts_are_found_by_name_and_noise_is_passed_over() {
         let text = "\x1b[2J\ncheck sum: ok 12 34\r\nfact g: a\nfact g: b\nnoise here\nready end\n";
         let mut talk = talk(text, "found");
-        talk.until_end(soon()).unwrap();
+        talk.until_ready("end", soon()).unwrap();
         assert_eq!(talk.check("sum").unwrap(), "12 34");
         assert_eq!(talk.facts("g"), ["a", "b"]);
         assert_eq!(talk.fact("g").unwrap(), "b");
@@ -210,13 +201,14 @@ mod tests {
     #[test]
     fn a_failed_check_fails_the_scenario_though_the_guest_went_on() {
         let mut talk = talk("check sum: FAIL bad byte\ncheck b: ok\nready end\n", "failed");
-        let error = talk.until_end(soon()).unwrap_err().to_string();
+        let error = talk.until_ready("end", soon()).unwrap_err().to_string();
         assert_eq!(error, "failed in the guest: sum: bad byte");
     }
 
     #[test]
     fn a_guest_that_ends_early_is_an_error_and_not_a_wait() {
-        let error = talk("check a: ok\n", "early").until_end(soon()).unwrap_err().to_string();
+        let error =
+            talk("check a: ok\n", "early").until_ready("end", soon()).unwrap_err().to_string();
         assert_eq!(error, "the guest ended before \"ready end\"");
     }
 

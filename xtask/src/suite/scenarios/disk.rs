@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::suite::stage::{BARE, DISK_SEED, Set, Stage};
+use crate::suite::parts::DISK_SEED;
+use crate::suite::set::{BARE, Set};
+use crate::suite::stage::Stage;
 use crate::suite::{Arch, NEWEST_FIRST, Scenario, compare};
 
 /// 2 GiB: twice the guest's memory, so that nothing of it can come from a cache alone.
@@ -15,7 +17,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/disk.sh"),
     guests: NEWEST_FIRST,
     arch: Arch::Vtd,
-    set: Set { disk_mib: Some(DISK_MIB), ..BARE },
+    set: Set { disks: &[DISK_MIB], ..BARE },
     limit: Duration::from_secs(600),
     play,
 };

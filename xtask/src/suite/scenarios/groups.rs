@@ -3,32 +3,42 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::suite::stage::{BARE, Set, Stage};
-use crate::suite::{Arch, NEWEST_FIRST, Scenario};
+use crate::setup::guest_kernel::Architecture;
+use crate::suite::set::{BARE, Set};
+use crate::suite::stage::Stage;
+use crate::suite::{ARM_FIRST, Arch, Scenario, compare};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
     name: "groups",
     about: "groups, reserved regions and attach of two devices",
     script: include_str!("../../../../guest/scenarios/groups.sh"),
-    guests: NEWEST_FIRST,
-    arch: Arch::Vtd,
-    set: Set { disk_mib: Some(16), engine: true, ..BARE },
+    guests: ARM_FIRST,
+    arch: Arch::SmmuV3,
+    set: Set { disks: &[16], engine: true, ..BARE },
     limit: Duration::from_secs(90),
     play,
 };
 
-/// The window of interrupt messages on x86 (Intel SDM vol. 3, 11.11), which no mapping may cover.
-const MSI_WINDOW: &str = "0x00000000fee00000 0x00000000feefffff msi";
+/// How the guest is told what is behind the IOMMU, and the window of interrupt messages there, which no
+/// mapping may cover: x86's (Intel SDM vol. 3, 11.11), or the ITS of QEMU's `virt`.
+const fn told(guest: Architecture) -> (&'static str, &'static str) {
+    match guest {
+        Architecture::Amd64 => ("acpi", "0x00000000fee00000 0x00000000feefffff msi"),
+        Architecture::Arm64 => ("device-tree", "0x0000000008080000 0x000000000809ffff msi"),
+    }
+}
 
 fn play(stage: &mut Stage<'_>) -> Result<String> {
     stage.close()?;
     let counters = stage.counters()?;
+    let (topology, window) = told(stage.architecture());
     let talk = &stage.guest.talk;
+    compare::equal("the topology", talk.fact("topology")?, topology)?;
     let mut devices = Vec::new();
     for group in ["0", "1"] {
         devices.push(talk.fact(&format!("group.{group}"))?.to_owned());
         let regions = format!("reserved.{group}");
-        if !talk.facts(&regions).contains(&MSI_WINDOW) {
+        if !talk.facts(&regions).contains(&window) {
             return Err(Error::Wrong(format!("group {group} shows no MSI window")));
         }
     }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::suite::stage::{BARE, Set, Stage};
+use crate::suite::set::{BARE, Set};
+use crate::suite::stage::Stage;
 use crate::suite::{Arch, IGNORANT, Scenario, compare};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
@@ -12,7 +13,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/plain.sh"),
     guests: IGNORANT,
     arch: Arch::Vtd,
-    set: Set { disk_mib: Some(128), ..BARE },
+    set: Set { disks: &[128], ..BARE },
     limit: Duration::from_secs(120),
     play,
 };

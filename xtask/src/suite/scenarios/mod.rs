@@ -1,9 +1,13 @@
 //! The scenarios; the guest's halves are in `guest/scenarios`.
 
+mod bypass;
+mod daemon_killed;
 mod disk;
 mod disk_killed;
+mod four_cpus;
 mod groups;
 mod ignored;
+mod memory;
 mod passthrough;
 mod pause;
 mod plain;
@@ -11,6 +15,7 @@ mod rebind;
 mod reboot;
 mod second_vm;
 mod strict;
+mod two_disks;
 mod vfio;
 
 use super::Scenario;
@@ -23,10 +28,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     strict::SCENARIO,
     vfio::SCENARIO,
     passthrough::SCENARIO,
+    memory::SCENARIO,
+    two_disks::SCENARIO,
+    four_cpus::SCENARIO,
     pause::SCENARIO,
     reboot::SCENARIO,
+    bypass::SCENARIO,
+    bypass::UNATTACHED,
     rebind::SCENARIO,
     second_vm::SCENARIO,
     disk_killed::SCENARIO,
+    daemon_killed::SCENARIO,
     ignored::SCENARIO,
 ];

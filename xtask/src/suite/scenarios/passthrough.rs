@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::suite::stage::{BARE, OwnDisk, Set, Stage};
+use crate::suite::set::{BARE, OwnDisk, Set};
+use crate::suite::stage::Stage;
 use crate::suite::{Arch, OLDER_FIRST, Scenario, compare};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
@@ -13,13 +14,14 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/passthrough.sh"),
     guests: OLDER_FIRST,
     arch: Arch::Vtd,
-    set: Set { append: "iommu=pt", disk_mib: Some(64), own: &[VIRTIO, NVME], ..BARE },
+    // x86's own word for it, and the one that all know
+    set: Set { append: "iommu=pt iommu.passthrough=1", disks: &[64], own: &[VIRTIO, NVME], ..BARE },
     limit: Duration::from_secs(90),
     play,
 };
 
 const VIRTIO: OwnDisk = OwnDisk {
-    at: "00:02.0",
+    slot: 2,
     image: "virtio.img",
     arguments: &[
         "-drive",
@@ -30,7 +32,7 @@ const VIRTIO: OwnDisk = OwnDisk {
 };
 
 const NVME: OwnDisk = OwnDisk {
-    at: "00:05.0",
+    slot: 5,
     image: "nvme.img",
     arguments: &[
         "-drive",

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::suite::stage::{BARE, Set, Stage};
+use crate::suite::set::{BARE, Set};
+use crate::suite::stage::Stage;
 use crate::suite::{Arch, OLDER_FIRST, Scenario, compare};
 use crate::vm::qmp::Qmp;
 
@@ -18,7 +19,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/pause.sh"),
     guests: OLDER_FIRST,
     arch: Arch::Vtd,
-    set: Set { disk_mib: Some(128), ..BARE },
+    set: Set { disks: &[128], ..BARE },
     limit: Duration::from_secs(240),
     play,
 };

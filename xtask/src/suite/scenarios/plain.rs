@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::suite::stage::{BARE, Set, Stage};
+use crate::suite::set::{BARE, Iommu, Set};
+use crate::suite::stage::Stage;
 use crate::suite::{Arch, NEWEST_FIRST, Scenario, compare};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
@@ -12,7 +13,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/plain.sh"),
     guests: NEWEST_FIRST,
     arch: Arch::Vtd,
-    set: Set { iommu: false, disk_mib: Some(256), ..BARE },
+    set: Set { iommu: Iommu::None, disks: &[256], ..BARE },
     limit: Duration::from_secs(90),
     play,
 };

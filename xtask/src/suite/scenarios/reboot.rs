@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::suite::stage::{BARE, DISK_SEED, Set, Stage};
+use crate::suite::parts::DISK_SEED;
+use crate::suite::set::{BARE, Set};
+use crate::suite::stage::Stage;
 use crate::suite::{Arch, NEWEST_FIRST, Scenario, compare};
 
 const DISK_MIB: u64 = 128;
@@ -14,7 +16,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/reboot.sh"),
     guests: NEWEST_FIRST,
     arch: Arch::Vtd,
-    set: Set { disk_mib: Some(DISK_MIB), reboots: true, ..BARE },
+    set: Set { disks: &[DISK_MIB], reboots: true, ..BARE },
     limit: Duration::from_secs(240),
     play,
 };

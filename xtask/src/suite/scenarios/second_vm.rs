@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::suite::stage::{BARE, Set, Stage};
+use crate::suite::set::{BARE, Set};
+use crate::suite::stage::Stage;
 use crate::suite::{Arch, NEWEST_FIRST, Scenario, compare};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
@@ -12,7 +13,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/second-vm.sh"),
     guests: NEWEST_FIRST,
     arch: Arch::Vtd,
-    set: Set { disk_mib: Some(64), engine: true, ..BARE },
+    set: Set { disks: &[64], engine: true, ..BARE },
     limit: Duration::from_secs(180),
     play,
 };

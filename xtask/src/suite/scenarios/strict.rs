@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::suite::stage::{BARE, Set, Stage};
+use crate::suite::set::{BARE, Set};
+use crate::suite::stage::Stage;
 use crate::suite::{Arch, OLDER_FIRST, Scenario, compare};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
@@ -12,7 +13,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/strict.sh"),
     guests: OLDER_FIRST,
     arch: Arch::SmmuV3,
-    set: Set { append: "iommu.strict=1", disk_mib: Some(128), ..BARE },
+    set: Set { append: "iommu.strict=1", disks: &[128], ..BARE },
     limit: Duration::from_secs(240),
     play,
 };
