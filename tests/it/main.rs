@@ -10,6 +10,7 @@
     reason = "tests: whatever goes wrong ends the test"
 )]
 
+mod aux;
 mod command_line;
 mod config_space;
 mod conformance;

@@ -4,6 +4,7 @@
 pub(crate) type Status = u8;
 
 pub(crate) const OK: Status = 0;
+pub(crate) const UNSUPP: Status = 2;
 pub(crate) const INVAL: Status = 4;
 pub(crate) const RANGE: Status = 5;
 pub(crate) const NOENT: Status = 6;
