@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bound;
 mod faults;
 mod iova_memory;
 mod lifecycle;
