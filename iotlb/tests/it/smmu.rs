@@ -1,17 +1,19 @@
 //! A reader over SMMUv3's structures.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use viommu_iotlb::{Arch, Device, FaultReason, Hub, HubConfig};
+use viommu_iotlb::{Arch, Device, FaultReason, GuestTables, Hub, HubConfig};
 use viommu_pasid::smmuv3::{
     ContextControls, ContextDescriptor, ContextTable, Stage1Table, Stage1Tables, StreamConfig,
     StreamEntry, StreamTable, Untagged,
 };
 use viommu_pasid::{EndpointId, Pasid, Structures};
 use viommu_pgtable::{
-    Access, ArmStage1, FaultKind, Granule, Iova, IovaRange, Mapping, PhysAddr, Table,
+    Access, ArmStage1, FaultKind, Granule, Iova, IovaRange, Mapping, PhysAddr, Stage, Table,
 };
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::support::ENDPOINT;
 use crate::translation::pieces;
@@ -22,7 +24,11 @@ const BASE: u64 = 1 << 47;
 /// A function whose stream table entry says bypass.
 const BYPASSED: EndpointId = EndpointId::new(0x19);
 
-/// A hub with PASID 7 of [`ENDPOINT`] in a stage-1 table: 0x1000 read-only, 0x2000 both.
+/// Where the root is of the table that is bound for PASID 9: in guest memory.
+const BOUND: u64 = 0x10_0000;
+
+/// A hub with PASID 7 of [`ENDPOINT`] in a stage-1 table: 0x1000 read-only, 0x2000 both. PASID 9 has
+/// a table of the guest's.
 fn hub() -> (Hub, StreamTable) {
     let config =
         HubConfig { arch: Arch::SmmuV3, table_base: PhysAddr::new(BASE), ..HubConfig::default() };
@@ -43,6 +49,9 @@ fn hub() -> (Hub, StreamTable) {
         controls: ContextControls::empty(),
     };
     contexts.set(store, 7, &descriptor).unwrap();
+    let bound = Stage1Table::new(PhysAddr::new(BOUND), format).unwrap();
+    let bound = ContextDescriptor { tables: Stage1Tables::lower_only(bound), ..descriptor };
+    contexts.set(store, 9, &bound).unwrap();
     let streams = StreamTable::new(store).unwrap();
     let stage1 = StreamConfig::Stage1(contexts.stage1(Untagged::Terminate).unwrap());
     for (endpoint, config) in [(ENDPOINT, stage1), (BYPASSED, StreamConfig::Bypass)] {
@@ -113,4 +122,36 @@ fn structures_of_the_other_architecture_are_refused() {
 fn tables_above_what_their_entries_can_name_are_refused() {
     let config = HubConfig { arch: Arch::SmmuV3, ..HubConfig::default() };
     assert_eq!(Hub::new(config).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+}
+
+#[test]
+fn a_clear_access_flag_in_a_guests_table_is_a_fault_until_software_sets_it() {
+    const TABLE: u64 = 0b11;
+    const OTHERS: u64 = 1 << 6;
+    const ACCESS_FLAG: u64 = 1 << 10;
+    let (mut hub, streams) = hub();
+    let device = connect(&mut hub, streams, ENDPOINT);
+    let reader = device.reader().unwrap();
+    let guard = reader.enter().unwrap();
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
+    let put = |at: u64, word: u64| memory.store(word, GuestAddress(at), Ordering::Release).unwrap();
+    for level in 0..3 {
+        put(BOUND + (level << 12), (BOUND + ((level + 1) << 12)) | TABLE);
+    }
+    let leaf = BOUND + (3 << 12) + 8 * 5;
+    let tables = GuestTables::new(&memory);
+    let ask = || {
+        let pasid = Pasid::new(9);
+        guard.translate_with(&tables, pasid, Iova::new(0x5000), 8, Access::RW).next().unwrap()
+    };
+    put(leaf, 0x20_0000 | TABLE | OTHERS);
+    let FaultReason::Mapping(walk) = ask().unwrap_err().reason else { panic!() };
+    assert_eq!((walk.stage, walk.kind), (Stage::First, FaultKind::AccessFlag));
+    let left: u64 = memory.load(GuestAddress(leaf), Ordering::Acquire).unwrap();
+    assert_eq!(left & ACCESS_FLAG, 0, "nobody but the guest sets it");
+    put(leaf, 0x20_0000 | TABLE | OTHERS | ACCESS_FLAG);
+    assert_eq!(ask().map(|piece| piece.gpa), Ok(PhysAddr::new(0x20_0000)));
+    let blind = pieces(&guard, Pasid::new(9), (0x6000, 8), Access::READ).1.unwrap();
+    let FaultReason::Mapping(walk) = blind.reason else { panic!("{blind:?}") };
+    assert_eq!(walk.kind, FaultKind::Unreadable);
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use viommu_pgtable::{OutOfTables, PhysAddr, TableMemory, TableStore};
 
 use super::*;
-use crate::Pasid;
+use crate::{Pasid, Staged};
 
 /// Table pages in a map, with a budget; freed pages stay readable, as before a drain.
 struct Store {
@@ -153,6 +153,45 @@ fn without_memory_a_set_changes_nothing_and_a_clear_still_works() {
     assert_eq!(kind(&store, root, BDF, Some(5)), Ok(1));
     table.clear(&mut store, 5);
     assert_eq!(kind(&store, root, BDF, Some(5)), Err(LookupFaultKind::DirectoryNotPresent));
+}
+
+#[test]
+fn staged_entries_come_into_force_together_with_one_copy_of_each_leaf() {
+    let (mut store, root, table) = function(20);
+    table.set(&mut store, 5, &entry(1)).unwrap();
+    store.freed.clear();
+    let left = store.left;
+    let mut staged = Staged::default();
+    table.stage(&mut store, [4, 5, 6, 64, 70], &entry(2), &mut staged).unwrap();
+    assert_eq!(store.left, left - 2, "two leaves");
+    let kinds = |store: &Store| [4, 5, 6, 64, 70].map(|it| kind(store, root, BDF, Some(it)).ok());
+    assert_eq!(kinds(&store), [None, Some(1), None, None, None]);
+    staged.commit(&mut store);
+    assert_eq!(kinds(&store), [Some(2); 5]);
+    assert_eq!(store.freed.len(), 1);
+    for index in [4, 5, 6] {
+        assert_eq!(store.freed.len(), 1);
+        table.clear(&mut store, index);
+    }
+    assert_eq!(store.freed.len(), 2, "the entries of a copy are counted");
+}
+
+#[test]
+fn staged_entries_that_are_discarded_or_find_no_memory_change_nothing() {
+    let (mut store, root, table) = function(20);
+    table.set(&mut store, 5, &entry(1)).unwrap();
+    store.freed.clear();
+    store.left = 1;
+    let mut staged = Staged::default();
+    let error = table.stage(&mut store, [5, 64], &entry(2), &mut staged);
+    let none = OutOfTables { needed_pages: 1, free_pages: 0 };
+    assert_eq!(error, Err(SetError::OutOfTables(none)));
+    staged.discard(&mut store);
+    assert_eq!(store.freed.len(), 1);
+    assert_eq!(kind(&store, root, BDF, Some(5)), Ok(1));
+    assert_eq!(kind(&store, root, BDF, Some(64)), Err(LookupFaultKind::DirectoryNotPresent));
+    let error = table.stage(&mut store, [1 << 20], &entry(2), &mut Staged::default());
+    assert_eq!(error, Err(SetError::TooWide { index: 1 << 20 }));
 }
 
 #[test]
