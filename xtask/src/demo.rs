@@ -20,7 +20,7 @@ const SCRIPT: &str = include_str!("../../guest/scenarios/demo.sh");
 
 const DISK_MIB: u64 = 64;
 
-const SET: Set = Set { disks: &[DISK_MIB], engine: true, ..BARE };
+const SET: Set = Set { disks: &[DISK_MIB], engines: 1, ..BARE };
 
 /// Several times what the slowest machine took.
 const LIMIT: Duration = Duration::from_secs(180);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use super::set::{DISKS, ENGINE, Iommu, Seat, Set};
+use super::set::{DISKS, Iommu, Seat, Set};
 use super::stage::Place;
 use super::topology;
 use crate::error::{Error, Result};
@@ -59,7 +59,8 @@ pub(crate) fn start_daemon(set: &Set, place: &Place<'_>) -> Result<Process> {
     }
     for seat in set.seats() {
         let at = topology::address(seat.slot);
-        daemon.args(["--endpoint", &format!("{at},socket={}", seat.iotlb)]);
+        let Seat { iotlb, pasid_bits, .. } = seat;
+        daemon.args(["--endpoint", &format!("{at},socket={iotlb},pasid-bits={pasid_bits}")]);
     }
     start("daemon", IOMMU_SOCKET, daemon, place.dir)
 }
@@ -74,12 +75,12 @@ pub(crate) fn start_disk(set: &Set, seat: &Seat, place: &Place<'_>) -> Result<Pr
     start_device(set, seat, disk, place.dir)
 }
 
-/// Starts the DMA engine; returns when its socket is there.
+/// Starts a DMA engine; returns when its socket is there.
 ///
 /// # Errors
 /// It does not start.
-pub(crate) fn start_engine(set: &Set, place: &Place<'_>) -> Result<Process> {
-    start_device(set, &ENGINE, Command::new(&place.tools.programs.engine), place.dir)
+pub(crate) fn start_engine(set: &Set, seat: &Seat, place: &Place<'_>) -> Result<Process> {
+    start_device(set, seat, Command::new(&place.tools.programs.engine), place.dir)
 }
 
 fn start_device(set: &Set, seat: &Seat, mut device: Command, dir: &Path) -> Result<Process> {

@@ -200,7 +200,7 @@ pub(crate) fn fresh(dir: &Path) -> Result<()> {
 }
 
 fn show_logs(dir: &Path) {
-    for log in ["talk", "guest", "qemu", "daemon", "disk", "engine"] {
+    for log in ["talk", "guest", "qemu", "daemon", "disk", "second", "engine", "other"] {
         let path = dir.join(format!("{log}.log"));
         let Ok(bytes) = fs::read(&path) else { continue };
         let text = String::from_utf8_lossy(&bytes).into_owned();

@@ -11,8 +11,8 @@ pub(crate) struct Set {
     pub(crate) disks: &'static [u64],
     /// Request queues of each of them.
     pub(crate) queues: u8,
-    /// A vfio-user DMA engine behind the IOMMU.
-    pub(crate) engine: bool,
+    /// vfio-user DMA engines behind the IOMMU; at most as many as there are [`ENGINES`].
+    pub(crate) engines: usize,
     /// QEMU's own disks behind the IOMMU.
     pub(crate) own: &'static [OwnDisk],
     /// Whether the guest may start anew.
@@ -31,7 +31,7 @@ pub(crate) const BARE: Set = Set {
     append: "",
     disks: &[],
     queues: 2,
-    engine: false,
+    engines: 0,
     own: &[],
     reboots: false,
     firmware_reads: true,
@@ -73,22 +73,36 @@ pub(crate) struct Seat {
     pub(crate) socket: &'static str,
     /// The daemon's socket for it.
     pub(crate) iotlb: &'static str,
+    /// How wide its PASIDs are; 0 for a device that has none.
+    pub(crate) pasid_bits: u8,
 }
 
 /// The disks.
 pub(crate) const DISKS: [Seat; 2] = [
-    Seat { name: "disk", slot: 3, socket: "disk.sock", iotlb: "disk.iotlb" },
-    Seat { name: "second", slot: 6, socket: "second.sock", iotlb: "second.iotlb" },
+    Seat { name: "disk", slot: 3, socket: "disk.sock", iotlb: "disk.iotlb", pasid_bits: 0 },
+    Seat { name: "second", slot: 6, socket: "second.sock", iotlb: "second.iotlb", pasid_bits: 0 },
 ];
 
-/// The DMA engine.
-pub(crate) const ENGINE: Seat =
-    Seat { name: "engine", slot: 4, socket: "engine.sock", iotlb: "engine.iotlb" };
+/// The DMA engines.
+pub(crate) const ENGINES: [Seat; 2] = [
+    Seat { name: "engine", slot: 4, socket: "engine.sock", iotlb: "engine.iotlb", pasid_bits: 20 },
+    Seat { name: "other", slot: 7, socket: "other.sock", iotlb: "other.iotlb", pasid_bits: 20 },
+];
 
 impl Set {
+    /// Where the disks are.
+    pub(crate) fn disk_seats(&self) -> impl Iterator<Item = &'static Seat> + use<> {
+        DISKS.iter().take(self.disks.len())
+    }
+
+    /// Where the DMA engines are.
+    pub(crate) fn engine_seats(&self) -> impl Iterator<Item = &'static Seat> + use<> {
+        ENGINES.iter().take(self.engines)
+    }
+
     /// The device processes behind the IOMMU.
     pub(crate) fn seats(&self) -> impl Iterator<Item = &'static Seat> {
-        DISKS.iter().take(self.disks.len()).chain(self.engine.then_some(&ENGINE))
+        self.disk_seats().chain(self.engine_seats())
     }
 
     /// The device numbers of what is behind the IOMMU.

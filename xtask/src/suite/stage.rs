@@ -42,8 +42,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) daemon: Option<Process>,
     /// The disks.
     pub(crate) disks: Vec<Process>,
-    /// The DMA engine, if there is one.
-    pub(crate) engine: Option<Process>,
+    /// The DMA engines.
+    pub(crate) engines: Vec<Process>,
     /// When the run is given up.
     pub(crate) deadline: Deadline,
     set: Set,
@@ -68,17 +68,15 @@ impl<'a> Stage<'a> {
             Iommu::Ours => Some(parts::start_daemon(&set, &place)?),
             Iommu::None => None,
         };
-        let seats = DISKS.iter().take(set.disks.len());
-        let disks =
-            seats.map(|seat| parts::start_disk(&set, seat, &place)).collect::<Result<Vec<_>>>()?;
-        let engine = if set.engine { Some(parts::start_engine(&set, &place)?) } else { None };
+        let disks = start_disks(&set, &place)?;
+        let engines = start_engines(&set, &place)?;
         let mut machine = machine(scenario, &set, &place);
         if set.iommu == Iommu::Ours {
             let tools = (place.tools.programs.daemon.as_path(), &place.tools.emulator);
             machine.topology = Some(topology::write(&machine, &set.slots(), tools, place.dir)?);
         }
         let guest = machine.boot(&place.tools.emulator, place.dir)?;
-        Ok(Self { guest, daemon, disks, engine, deadline, set, place, machine })
+        Ok(Self { guest, daemon, disks, engines, deadline, set, place, machine })
     }
 
     /// Listens until the guest waits for the host.
@@ -123,13 +121,9 @@ impl<'a> Stage<'a> {
     /// One does not start.
     pub(crate) fn start_devices(&mut self) -> Result<()> {
         self.disks.clear();
-        for seat in DISKS.iter().take(self.set.disks.len()) {
-            self.disks.push(parts::start_disk(&self.set, seat, &self.place)?);
-        }
-        self.engine = None;
-        if self.set.engine {
-            self.engine = Some(parts::start_engine(&self.set, &self.place)?);
-        }
+        self.disks = start_disks(&self.set, &self.place)?;
+        self.engines.clear();
+        self.engines = start_engines(&self.set, &self.place)?;
         Ok(())
     }
 
@@ -140,7 +134,7 @@ impl<'a> Stage<'a> {
     /// A check failed, a process had ended or ended with an error, or the time is over.
     pub(crate) fn close(&mut self) -> Result<()> {
         self.guest.until_off(self.deadline)?;
-        for process in self.disks.iter_mut().chain(&mut self.engine).chain(&mut self.daemon) {
+        for process in self.disks.iter_mut().chain(&mut self.engines).chain(&mut self.daemon) {
             process.end()?;
         }
         Ok(())
@@ -202,6 +196,14 @@ impl<'a> Stage<'a> {
         self.guest.process.until_path(&socket, Deadline::after(START_WITHIN))?;
         Qmp::connect(&socket)
     }
+}
+
+fn start_disks(set: &Set, place: &Place<'_>) -> Result<Vec<Process>> {
+    set.disk_seats().map(|seat| parts::start_disk(set, seat, place)).collect()
+}
+
+fn start_engines(set: &Set, place: &Place<'_>) -> Result<Vec<Process>> {
+    set.engine_seats().map(|seat| parts::start_engine(set, seat, place)).collect()
 }
 
 /// The machine, without what tells it of the IOMMU.

@@ -16,7 +16,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/daemon-killed.sh"),
     guests: OLDER_FIRST,
     arch: Arch::SmmuV3,
-    set: Set { disks: &[DISK_MIB], engine: true, ..BARE },
+    set: Set { disks: &[DISK_MIB], engines: 1, ..BARE },
     limit: Duration::from_secs(180),
     play,
 };
@@ -29,7 +29,7 @@ fn play(stage: &mut Stage<'_>) -> Result<String> {
     daemon.ok_or_else(|| Error::Wrong("there is no daemon".to_owned()))?.kill()?;
     // QEMU and the devices are there still: what is lost is the IOMMU, and what goes through it
     stage.guest.process.running()?;
-    for device in stage.disks.iter_mut().chain(&mut stage.engine) {
+    for device in stage.disks.iter_mut().chain(&mut stage.engines) {
         device.running()?;
     }
     stage.guest.process.kill()?;

@@ -15,7 +15,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/disk-killed.sh"),
     guests: NEWEST_FIRST,
     arch: Arch::Vtd,
-    set: Set { disks: &[64], engine: true, ..BARE },
+    set: Set { disks: &[64], engines: 1, ..BARE },
     limit: Duration::from_secs(120),
     play,
 };

@@ -13,7 +13,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/four-cpus.sh"),
     guests: ARM_FIRST,
     arch: Arch::Vtd,
-    set: Set { append: "iommu.strict=1", cpus: 4, disks: &[64], queues: 4, engine: true, ..BARE },
+    set: Set { append: "iommu.strict=1", cpus: 4, disks: &[64], queues: 4, engines: 1, ..BARE },
     limit: Duration::from_secs(300),
     play,
 };

@@ -14,7 +14,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/groups.sh"),
     guests: ARM_FIRST,
     arch: Arch::SmmuV3,
-    set: Set { disks: &[16], engine: true, ..BARE },
+    set: Set { disks: &[16], engines: 1, ..BARE },
     limit: Duration::from_secs(90),
     play,
 };

@@ -13,7 +13,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/rebind.sh"),
     guests: NEWEST_FIRST,
     arch: Arch::SmmuV3,
-    set: Set { disks: &[32], engine: true, ..BARE },
+    set: Set { disks: &[32], engines: 1, ..BARE },
     limit: Duration::from_secs(150),
     play,
 };

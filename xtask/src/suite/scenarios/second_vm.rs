@@ -13,7 +13,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/second-vm.sh"),
     guests: NEWEST_FIRST,
     arch: Arch::Vtd,
-    set: Set { disks: &[64], engine: true, ..BARE },
+    set: Set { disks: &[64], engines: 1, ..BARE },
     limit: Duration::from_secs(180),
     play,
 };

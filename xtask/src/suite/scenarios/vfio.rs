@@ -13,7 +13,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     script: include_str!("../../../../guest/scenarios/vfio.sh"),
     guests: NEWEST_FIRST,
     arch: Arch::Vtd,
-    set: Set { engine: true, ..BARE },
+    set: Set { engines: 1, ..BARE },
     limit: Duration::from_secs(90),
     play,
 };
@@ -55,6 +55,19 @@ fn play(stage: &mut Stage<'_>) -> Result<String> {
             return Err(Error::Wrong(format!("the guest's log has no {fault:?}, but {told:?}")));
         }
     }
+    took_no_extension(&stage.daemon_log(), talk.fact("unknown")?)?;
     counters.at_least("faults", FAULTS_AT_LEAST)?;
     Ok(format!("{} faults told, {}", told.len(), talk.check("pairs")?))
+}
+
+/// The engine has PASIDs, so the daemon offers its extension. A guest that knows nothing of it takes none
+/// of it and meets nothing that it does not know.
+fn took_no_extension(daemon: &str, unknown: &str) -> Result<()> {
+    let taken = daemon.lines().find_map(|line| line.split_once("a driver starts; driver: "));
+    let taken = taken.and_then(|(_, features)| features.split(';').next());
+    let taken = taken.ok_or_else(|| Error::Wrong("no driver started".to_owned()))?;
+    if taken.contains("AUX") || taken.contains("BIND") || unknown != "0" {
+        return Err(Error::Wrong(format!("the driver took {taken}; unknown to it: {unknown}")));
+    }
+    Ok(())
 }
