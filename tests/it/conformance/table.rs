@@ -1,24 +1,30 @@
-//! `docs/spec-coverage.md` and the tests name each other.
+//! `docs/spec-coverage.md` and the tests name each other; `docs/aux-domains.md` has the sentences of
+//! its part.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// The rows of the conformance table: how many each of its parts has, in its order.
-const ROWS: [(char, usize); 11] = [
-    ('F', 3),
-    ('C', 4),
-    ('I', 1),
-    ('O', 6),
-    ('A', 8),
-    ('D', 4),
-    ('M', 7),
-    ('U', 5),
-    ('P', 7),
-    ('R', 1),
-    ('E', 4),
+/// The rows of the conformance table: how many each of its parts has, in its order. The last are
+/// the extension's.
+const ROWS: [(&str, usize); 12] = [
+    ("F", 3),
+    ("C", 4),
+    ("I", 1),
+    ("O", 6),
+    ("A", 8),
+    ("D", 4),
+    ("M", 7),
+    ("U", 5),
+    ("P", 7),
+    ("R", 1),
+    ("E", 4),
+    ("AX", 49),
 ];
+
+/// Modules whose tests are named after the rows that they show.
+const NAMED_AFTER_ROWS: [&str; 2] = ["conformance::", "aux::"];
 
 /// Rows that no guest can bring about: their tests are unit tests.
 const NOT_OVER_THE_SOCKET: [&str; 1] = ["A7"];
@@ -40,8 +46,8 @@ fn rows() -> Vec<Row> {
 fn row(line: &str) -> Option<Row> {
     let cells: Vec<_> =
         line.strip_prefix('|')?.split('|').map(|cell| cell.trim().to_owned()).collect();
-    let number = cells[0].strip_prefix(|letter: char| letter.is_ascii_uppercase())?;
-    number.parse::<usize>().ok()?;
+    let number = cells[0].trim_start_matches(|letter: char| letter.is_ascii_uppercase());
+    number.parse::<usize>().ok().filter(|_| number.len() < cells[0].len())?;
     assert_eq!(cells.len(), 6, "five cells in {line}");
     let tests = cells[4].split('`').skip(1).step_by(2).map(str::to_owned).collect();
     Some(Row { id: cells[0].clone(), cells: cells[..5].to_vec(), tests })
@@ -71,10 +77,8 @@ fn is_unit_test(name: &str) -> bool {
 fn rows_in_name(test: &str) -> BTreeSet<String> {
     let (_, name) = test.rsplit_once("::").unwrap();
     let is_row = |word: &&str| {
-        let mut letters = word.chars();
-        letters.next().is_some_and(|first| first.is_ascii_lowercase())
-            && !letters.as_str().is_empty()
-            && letters.all(|digit| digit.is_ascii_digit())
+        let number = word.trim_start_matches(|letter: char| letter.is_ascii_lowercase());
+        number.len() < word.len() && number.parse::<usize>().is_ok()
     };
     name.split('_').take_while(is_row).map(str::to_ascii_uppercase).collect()
 }
@@ -90,6 +94,18 @@ fn the_table_has_each_row_of_the_standard_once_and_no_empty_cell() {
     for Row { id, cells, .. } in rows {
         assert!(cells.iter().all(|cell| !cell.is_empty()), "{id}: {cells:?}");
     }
+}
+
+#[test]
+fn each_sentence_of_the_page_on_auxiliary_domains_has_its_row() {
+    let page = fs::read_to_string(root().join("docs/aux-domains.md")).unwrap();
+    let sentences: Vec<_> =
+        page.lines().filter_map(|line| line.strip_prefix("- **")?.split_once(".** ")).collect();
+    let mut ids: Vec<_> = sentences.iter().map(|(id, _)| (*id).to_owned()).collect();
+    ids.sort_by_key(|id| id.trim_start_matches("AX").parse::<usize>().unwrap());
+    let rows = rows().into_iter().map(|row| row.id).filter(|id| id.starts_with("AX"));
+    assert_eq!(ids, rows.collect::<Vec<_>>());
+    assert!(sentences.iter().all(|(_, sentence)| !sentence.is_empty()));
 }
 
 #[test]
@@ -116,7 +132,8 @@ fn each_conformance_test_is_named_by_the_rows_in_its_name_and_no_other() {
     }
     let tests = tests_over_the_socket();
     let here = |test: &&String| {
-        test.starts_with("conformance::") && !test.starts_with("conformance::table::")
+        NAMED_AFTER_ROWS.iter().any(|module| test.starts_with(module))
+            && !test.starts_with("conformance::table::")
     };
     assert_ne!(tests.iter().filter(here).count(), 0);
     for test in tests.iter().filter(here) {
