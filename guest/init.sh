@@ -104,6 +104,8 @@ tell_faults() {
 load() {
 	local module parameters
 	for module in /modules/*; do
+		# a kernel may have everything built in
+		[ -e "$module" ] || continue
 		case $module in *-"${2:-none}".ko) continue ;; esac
 		parameters=
 		# virtio-iommu remaps no interrupts, and x86 then wants this said

@@ -6,6 +6,7 @@
 mod command;
 mod demo;
 mod error;
+mod host;
 mod image;
 mod initramfs;
 mod oracle;
@@ -81,6 +82,14 @@ enum Order {
         #[arg(long)]
         list: bool,
     },
+    /// Runs one scenario of the host suite, or all: guests whose emulated IOMMU is the host's
+    Host {
+        /// The scenario; all if there is none
+        scenario: Option<String>,
+        /// Shows which scenarios there are
+        #[arg(long)]
+        list: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -108,6 +117,14 @@ fn run(arguments: &Arguments) -> Result<bool> {
         Order::Stress { seconds } => succeeds(test::stress(*seconds)),
         Order::Fuzz { more } => succeeds(test::fuzz(more)),
         Order::Test { full } => test::run(*full, sources),
+        Order::Host { list: true, .. } => {
+            host::list();
+            Ok(true)
+        }
+        Order::Host { scenario, list: false } => {
+            let reports = host::run(scenario.as_deref(), sources)?;
+            Ok(reports.iter().all(host::Report::passed))
+        }
         Order::Guest { list: true, .. } => {
             suite::list();
             Ok(true)

@@ -239,28 +239,61 @@ fn parse_depends(description: &str) -> Vec<String> {
         .collect()
 }
 
-/// Checks for what this file calls. As root the packages are installed.
+/// Something of the machine's that is called or read.
+#[derive(Debug)]
+pub(crate) struct Need<'a> {
+    /// Whether it is there.
+    pub(crate) there: bool,
+    /// What it is, for messages.
+    pub(crate) name: &'a str,
+    /// The package that has it.
+    pub(crate) package: &'a str,
+}
+
+impl<'a> Need<'a> {
+    /// A program on the PATH.
+    pub(crate) fn program(name: &'a str, package: &'a str) -> Self {
+        Self { there: command::exists(name), name, package }
+    }
+}
+
+/// Checks for what this file calls.
 fn need_tools() -> Result<()> {
     let needs = [
-        (command::exists("apt-get"), "apt-get", "apt"),
-        (command::exists("dpkg-deb"), "dpkg-deb", "dpkg"),
-        (Path::new(KEYRING).is_file(), KEYRING, "debian-archive-keyring"),
+        Need::program("apt-get", "apt"),
+        Need::program("dpkg-deb", "dpkg"),
+        Need {
+            there: Path::new(KEYRING).is_file(),
+            name: KEYRING,
+            package: "debian-archive-keyring",
+        },
     ];
-    let missing: Vec<_> = needs.iter().filter(|(there, _, _)| !there).collect();
+    need(&needs).map_err(|error| match error {
+        Error::Lacking { missing, install } => Error::Lacking {
+            missing,
+            install: format!("{install} (or give --qemu, --kernel and --busybox)"),
+        },
+        other => other,
+    })
+}
+
+/// Sees to it that all of it is there. As root the packages are installed.
+///
+/// # Errors
+/// Something is missing and cannot be installed from here; the error says how it can.
+pub(crate) fn need(needs: &[Need<'_>]) -> Result<()> {
+    let missing: Vec<&Need<'_>> = needs.iter().filter(|need| !need.there).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let packages: Vec<&str> = missing.iter().map(|(_, _, package)| *package).collect();
+    let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
     if rustix::process::geteuid().is_root() && command::exists("apt-get") {
         return install(&packages);
     }
-    let names: Vec<&str> = missing.iter().map(|(_, name, _)| *name).collect();
+    let names: Vec<&str> = missing.iter().map(|need| need.name).collect();
     Err(Error::Lacking {
         missing: names.join(", "),
-        install: format!(
-            "apt-get install {} (or give --qemu, --kernel and --busybox)",
-            packages.join(" ")
-        ),
+        install: format!("apt-get install {}", packages.join(" ")),
     })
 }
 

@@ -12,6 +12,9 @@ use crate::ui::Step;
 /// The programs inside a guest, by the names they have there.
 const GUEST_PROGRAMS: [&str; 2] = ["disk-check", "vfio-dma"];
 
+/// What runs in the guests of the host suite, by the names that it has there.
+const HOST_PROGRAMS: [&str; 2] = ["vhost-user-iommu", "host-suite"];
+
 /// What runs beside a guest.
 #[derive(Debug)]
 pub(crate) struct Programs {
@@ -62,13 +65,35 @@ pub(crate) fn programs() -> Result<Programs> {
     })
 }
 
-/// Builds what runs inside a guest: linked statically, because a guest has no libraries. They go
-/// into a folder of their own, so that the other flags do not make cargo build everything anew.
+/// Builds what runs inside a guest.
 ///
 /// # Errors
 /// They do not compile.
 pub(crate) fn guest_programs(guest: Architecture) -> Result<Vec<Program>> {
     let step = Step::begin(format_args!("the guest's programs, {}", guest.debian()));
+    let built = static_programs(guest, &["viommu-guest"], &GUEST_PROGRAMS)?;
+    step.done("built");
+    Ok(built)
+}
+
+/// Builds what runs inside a guest of the host suite: the daemon is there, too.
+///
+/// # Errors
+/// They do not compile.
+pub(crate) fn host_programs(guest: Architecture) -> Result<Vec<Program>> {
+    let step = Step::begin(format_args!("the host suite's programs, {}", guest.debian()));
+    let built = static_programs(guest, &["viommu", "viommu-host-suite"], &HOST_PROGRAMS)?;
+    step.done("built");
+    Ok(built)
+}
+
+/// Builds the programs of these packages, linked statically, because a guest has no libraries. They go
+/// into a folder of their own, so that the other flags do not make cargo build everything anew.
+fn static_programs(
+    guest: Architecture,
+    packages: &[&str],
+    names: &[&'static str],
+) -> Result<Vec<Program>> {
     let dir = target().join("guest-programs");
     let (triple, flags) = match guest {
         Architecture::Amd64 => ("x86_64-unknown-linux-gnu", "-C target-feature=+crt-static"),
@@ -77,12 +102,13 @@ pub(crate) fn guest_programs(guest: Architecture) -> Result<Vec<Program>> {
     };
     need_target(triple)?;
     let mut build = cargo();
-    build.args(["build", "--release", "--quiet", "--package", "viommu-guest", "--bins"]);
+    build.args(["build", "--release", "--quiet", "--bins"]);
+    build.args(packages.iter().flat_map(|package| ["--package", package]));
     build.args(["--target", triple, "--target-dir"]).arg(&dir);
     build.env("RUSTFLAGS", format!("{flags} -C strip=symbols"));
     command::output(&mut build)?;
-    step.done("built");
-    GUEST_PROGRAMS.into_iter().map(|name| packed(&dir.join(triple).join("release"), name)).collect()
+    let release = dir.join(triple).join("release");
+    names.iter().map(|name| packed(&release, name)).collect()
 }
 
 /// Sees to it that Rust's library for `triple` is there; rustup brings it where it is not.

@@ -12,6 +12,8 @@ use crate::ui::{Step, megabytes, note};
 pub(crate) enum Contents {
     /// These and all that they depend on: programs that are to run.
     Closure(&'static [&'static str]),
+    /// These alone: files that nothing else is needed for.
+    Only(&'static [&'static str]),
     /// The kernel that a meta package stands for, and these, without what they depend on: files
     /// for a guest.
     Kernel {
@@ -84,6 +86,9 @@ impl Bundle {
     fn packages(&self, apt: &Apt) -> Result<Vec<Package>> {
         match self.contents {
             Contents::Closure(names) => apt.closure(names),
+            Contents::Only(names) => {
+                apt.only(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+            }
             Contents::Kernel { meta, with } => {
                 let mut names = kernel(apt, meta)?;
                 names.extend(with.iter().map(|name| (*name).to_owned()));
@@ -123,11 +128,15 @@ fn without_epoch(version: &str) -> &str {
     version.split_once(':').map_or(version, |(_, rest)| rest)
 }
 
-/// FNV-1a over names and versions; it only has to tell sets apart.
+/// A digest of names and versions.
 fn digest(packages: &[Package]) -> u32 {
     let text = packages.iter().flat_map(|package| [&package.name, " ", &package.version, "\n"]);
-    text.flat_map(str::bytes)
-        .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    fnv1a(text.flat_map(str::bytes))
+}
+
+/// FNV-1a; it only has to tell sets apart.
+pub(super) fn fnv1a(bytes: impl Iterator<Item = u8>) -> u32 {
+    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// `qemu 11.1.3+ds-1-bpo13+1` for a folder of the cache.

@@ -199,6 +199,19 @@ impl GuestKernel {
         Ok(Self { architecture, image, release, busybox, modules, lacks: &[] })
     }
 
+    /// A kernel that was built here, in the folder `dir` of the cache with the list of what is built into
+    /// it, which is all that there is.
+    ///
+    /// # Errors
+    /// A file is missing.
+    pub(crate) fn built(architecture: Architecture, dir: &Path, busybox: &Path) -> Result<Self> {
+        let image = dir.join(super::linux::IMAGE);
+        let image = fs::canonicalize(&image).map_err(Error::file("find", &image))?;
+        let release = file_name(dir).split('_').nth(1).unwrap_or_default().to_owned();
+        let (modules, busybox) = (dir.to_owned(), busybox.to_owned());
+        Ok(Self { architecture, image, release, busybox, modules, lacks: &["virtio-blk"] })
+    }
+
     /// `7.3.4 amd64`: the version without Debian's additions, and the processor.
     pub(crate) fn title(&self) -> String {
         let version = self.release.split(['+', '-']).next().unwrap_or_default();

@@ -9,3 +9,4 @@ pub(crate) mod bundle;
 pub(crate) mod cache;
 pub(crate) mod emulator;
 pub(crate) mod guest_kernel;
+pub(crate) mod linux;

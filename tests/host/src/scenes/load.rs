@@ -1,0 +1,97 @@
+//! Replacement under load.
+
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use viommu_client::Rights;
+
+use crate::bench::{Bench, EDU, HERE, ONE, SECOND, TEST, TWO, reaches};
+use crate::testdev::{Ended, TestDevice};
+
+/// How often one domain replaces the other.
+const REPLACEMENTS: u32 = 100;
+
+/// What a DMA in the middle of a replacement may find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replacement {
+    /// The old or the new: iommufd replaces in one step.
+    Atomic,
+    /// Nothing, too: a container is emptied and filled.
+    Gap,
+}
+
+/// A device that writes without a pause, until it is told to end.
+struct Load<'a> {
+    test: Mutex<&'a TestDevice>,
+    over: AtomicBool,
+    written: AtomicU32,
+    refused: AtomicU32,
+}
+
+impl Load<'_> {
+    /// Writes to [`HERE`] again and again.
+    fn run(&self, physical: u64) -> io::Result<()> {
+        // Relaxed, all: they order nothing, and who reads them waits for this thread's end
+        while !self.over.load(Ordering::Relaxed) {
+            let counter = match self.with(|test| test.write(HERE, physical))? {
+                Ended::Refused => &self.refused,
+                Ended::Done | Ended::Elsewhere => &self.written,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// One use of the device, which has one set of registers.
+    fn with<T>(&self, work: impl FnOnce(&TestDevice) -> io::Result<T>) -> io::Result<T> {
+        let held = self.test.lock().map_err(|_| io::Error::other("the other thread panicked"))?;
+        work(&held)
+    }
+}
+
+/// Two domains lead the same IOVA to two pages. While the device writes without a pause, one replaces the
+/// other: no write is refused where that is one step, and after the answer each goes where the new domain
+/// leads.
+pub(super) fn domains_are_replaced(
+    bench: &mut Bench,
+    replacement: Replacement,
+) -> io::Result<String> {
+    let pages = [(ONE, bench.ram.page()?), (TWO, bench.ram.page()?)];
+    // a domain lives as long as something is attached to it
+    for ((domain, page), keeper) in pages.into_iter().zip([EDU, SECOND]) {
+        bench.attach(domain, keeper)?;
+        bench.map(domain, HERE, page, Rights::ReadWrite)?;
+    }
+    bench.attach(ONE, TEST)?;
+    let physical = bench.ram.physical(pages[0].1)?;
+    let Bench { ram, driver, test, .. } = bench;
+    let load = Load {
+        test: Mutex::new(test),
+        over: AtomicBool::new(false),
+        written: AtomicU32::new(0),
+        refused: AtomicU32::new(0),
+    };
+    let mut replace = || -> io::Result<()> {
+        for (domain, page) in pages.into_iter().rev().cycle().take(REPLACEMENTS as usize) {
+            driver.attach(domain, TEST).map_err(io::Error::other)?;
+            load.with(|test| reaches(test, ram, HERE, page))?;
+        }
+        Ok(())
+    };
+    let (replaced, loaded) = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| load.run(physical));
+        let replaced = replace();
+        load.over.store(true, Ordering::Relaxed);
+        (replaced, thread.join().unwrap_or_else(|_| Err(io::Error::other("the load panicked"))))
+    });
+    replaced.and(loaded)?;
+    let (written, refused) = (load.written.into_inner(), load.refused.into_inner());
+    if written == 0 || (refused > 0 && replacement == Replacement::Atomic) {
+        return Err(io::Error::other(format!("{written} writes went through, {refused} did not")));
+    }
+    for (domain, _) in pages {
+        bench.unmap(domain, HERE)?;
+    }
+    Ok(format!("{REPLACEMENTS} replacements, {written} writes meanwhile, {refused} refused"))
+}

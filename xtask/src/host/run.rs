@@ -1,0 +1,207 @@
+//! Running scenarios and telling how they went.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::board::FUNCTIONS;
+use super::scenarios::SCENARIOS;
+use super::{Kernel, LIMIT, Scenario};
+use crate::command;
+use crate::error::{Error, Result};
+use crate::initramfs;
+use crate::setup::build;
+use crate::setup::cache::Cache;
+use crate::setup::emulator::Emulator;
+use crate::setup::guest_kernel::{ARM64, Architecture, GuestKernel, NEWEST, Row};
+use crate::setup::linux;
+use crate::suite::fresh;
+use crate::suite::tools::{BootKit, Sources};
+use crate::ui::{Step, note, seconds, table};
+use crate::vm::machine::{Function, Machine};
+use crate::vm::process::Deadline;
+
+/// The guest's script: it hands over to the program, which says what it finds.
+const SCRIPT: (&str, &str) = ("host", "host-suite $(option play) >&3\n");
+
+/// Lines of each log that are shown when a scenario fails.
+const LOG_LINES: usize = 30;
+
+/// The guest's memory. QEMU inside it needs some, too.
+const MEMORY_MIB: &[u32] = &[1024];
+
+/// How one scenario went.
+#[derive(Debug)]
+pub(crate) struct Report {
+    scenario: &'static Scenario,
+    /// What it has to say, or why it failed.
+    outcome: std::result::Result<String, String>,
+    time: Duration,
+}
+
+impl Report {
+    /// Whether all held.
+    pub(crate) fn passed(&self) -> bool {
+        self.outcome.is_ok()
+    }
+}
+
+/// Prints the scenarios.
+pub(crate) fn list() {
+    let row = |scenario: &Scenario| {
+        let (iommu, kernel) = (scenario.iommu.name().to_owned(), scenario.kernel.name().to_owned());
+        [scenario.name.to_owned(), iommu, kernel, scenario.about.to_owned()]
+    };
+    let rows: Vec<[String; 4]> = SCENARIOS.iter().map(row).collect();
+    table(["scenario", "iommu", "kernel", "shows"], &rows);
+}
+
+/// Runs the scenario of that name, or all; prints a line for each and a table at the end.
+///
+/// # Errors
+/// There is no such scenario, or what it needs cannot be had. A scenario that fails is no error here,
+/// but in its report.
+pub(crate) fn run(name: Option<&str>, sources: &Sources) -> Result<Vec<Report>> {
+    let wanted = |scenario: &&Scenario| name.is_none_or(|name| name == scenario.name);
+    let selected: Vec<&'static Scenario> = SCENARIOS.iter().filter(wanted).collect();
+    if let (Some(name), true) = (name, selected.is_empty()) {
+        let known = SCENARIOS.iter().map(|each| each.name).collect::<Vec<_>>().join(", ");
+        return Err(Error::Unknown { kind: "scenario", name: name.to_owned(), known });
+    }
+    let lab = Lab::prepare(&selected, sources)?;
+    let reports = selected.into_iter().map(|scenario| lab.one(scenario)).collect::<Vec<_>>();
+    println!();
+    show(&reports);
+    Ok(reports)
+}
+
+/// What all scenarios run with.
+struct Lab {
+    emulator: Emulator,
+    kits: Vec<(Kernel, Architecture, BootKit)>,
+}
+
+impl Lab {
+    /// Fetches what is missing and builds the rest.
+    fn prepare(scenarios: &[&'static Scenario], sources: &Sources) -> Result<Self> {
+        let cache = Cache::open()?;
+        let mirror = sources.mirror.as_deref();
+        let emulator = Emulator::bring(sources.qemu.as_deref(), &cache, mirror)?;
+        note(emulator.version()?);
+        let mut kits = Vec::new();
+        for scenario in scenarios {
+            let (kernel, architecture) = (scenario.kernel, scenario.iommu.architecture());
+            if kits.iter().any(|(there, arch, _)| (*there, *arch) == (kernel, architecture)) {
+                continue;
+            }
+            kits.push((kernel, architecture, kit(kernel, architecture, &cache, mirror)?));
+        }
+        Ok(Self { emulator, kits })
+    }
+
+    fn one(&self, scenario: &'static Scenario) -> Report {
+        let step = Step::begin(format_args!("{}: {}", scenario.name, scenario.about));
+        let began = Instant::now();
+        let dir = build::target().join("host").join(scenario.name);
+        let outcome = match self.play(scenario, &dir) {
+            Ok(remark) => {
+                step.done(format_args!("ok {remark}"));
+                Ok(remark)
+            }
+            Err(error) => {
+                step.done("FAILED");
+                println!("    {error}");
+                show_logs(&dir);
+                Err(error.to_string())
+            }
+        };
+        Report { scenario, outcome, time: began.elapsed() }
+    }
+
+    fn play(&self, scenario: &Scenario, dir: &Path) -> Result<String> {
+        fresh(dir)?;
+        let wanted = (scenario.kernel, scenario.iommu.architecture());
+        let kit = self.kits.iter().find(|(kernel, arch, _)| (*kernel, *arch) == wanted);
+        let (_, _, kit) =
+            kit.ok_or_else(|| Error::Wrong("a kernel was not prepared".to_owned()))?;
+        let machine = machine(scenario, kit);
+        let deadline = Deadline::after(LIMIT);
+        let mut guest = machine.boot(&self.emulator, dir)?;
+        guest.until_off(deadline)?;
+        for check in scenario.checks {
+            guest.talk.check(check)?;
+        }
+        guest.talk.check(scenario.remark).map(str::to_owned)
+    }
+}
+
+fn kit(
+    kernel: Kernel,
+    architecture: Architecture,
+    cache: &Cache,
+    mirror: Option<&str>,
+) -> Result<BootKit> {
+    let stock = match architecture {
+        Architecture::Amd64 => NEWEST,
+        Architecture::Arm64 => ARM64,
+    };
+    let stock = GuestKernel::bring(Row::named(stock)?, cache, mirror)?;
+    let chosen = match kernel {
+        Kernel::Stock => stock,
+        Kernel::Built => linux::bring(architecture, &stock.busybox, cache, mirror)?,
+    };
+    note(format_args!("{} kernel {}", kernel.name(), chosen.title()));
+    let programs = build::host_programs(architecture)?;
+    let packed = initramfs::pack(&chosen, &programs, &[SCRIPT])?;
+    let dir = build::target().join("host");
+    fs::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
+    let initrd = dir.join(format!("initrd-{}-{}.img", kernel.name(), architecture.debian()));
+    fs::write(&initrd, packed).map_err(Error::file("write", &initrd))?;
+    Ok(BootKit { kernel: chosen, initrd })
+}
+
+/// Registers of a function that a driver has are reached through sysfs: the stock kernel wants that
+/// allowed with `iomem=relaxed`.
+fn machine<'a>(scenario: &Scenario, kit: &'a BootKit) -> Machine<'a> {
+    let append = format!(
+        "quiet iomem=relaxed viommu.scenario={} viommu.play={} {}",
+        SCRIPT.0,
+        scenario.play,
+        scenario.iommu.append()
+    );
+    Machine {
+        kernel: &kit.kernel,
+        initrd: &kit.initrd,
+        append,
+        memory_mib: MEMORY_MIB,
+        cpus: 1,
+        topology: None,
+        functions: vec![Function::Own(scenario.iommu.arguments()), Function::Own(FUNCTIONS)],
+        reboots: false,
+        firmware_reads: false,
+    }
+}
+
+fn show_logs(dir: &Path) {
+    for log in ["talk", "guest", "qemu"] {
+        let path: PathBuf = dir.join(format!("{log}.log"));
+        let Ok(bytes) = fs::read(&path) else { continue };
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        println!("    -- {}:{}", path.display(), command::tail(&text, LOG_LINES));
+    }
+}
+
+fn show(reports: &[Report]) {
+    let row = |report: &Report| {
+        let (verdict, remark) = match &report.outcome {
+            Ok(remark) => ("ok", remark),
+            Err(why) => ("FAILED", why),
+        };
+        let remark = remark.lines().next().unwrap_or_default().to_owned();
+        let scenario = report.scenario;
+        let (iommu, kernel) = (scenario.iommu.name().to_owned(), scenario.kernel.name().to_owned());
+        [scenario.name.to_owned(), iommu, kernel, verdict.to_owned(), seconds(report.time), remark]
+    };
+    let rows: Vec<[String; 6]> = reports.iter().map(row).collect();
+    table(["scenario", "iommu", "kernel", "verdict", "time", ""], &rows);
+}
