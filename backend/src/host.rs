@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use viommu_pasid::{EndpointId, FirstTable, Requester};
-use viommu_pgtable::{IovaRange, Mapping, OutOfTables, PhysAddr};
+use viommu_pgtable::{Iova, IovaRange, Mapping, OutOfTables, PhysAddr};
 
 /// A domain, by the guest's number (virtio 1.4, 5.13.6.3); 0 is nothing special.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -234,6 +234,12 @@ pub trait HostIommu: Send {
     /// # Errors
     /// [`HostError`]; the old target stays. [`Target::Blocked`] only withdraws, and cannot fail.
     fn attach(&mut self, requester: Requester, target: Target) -> Result<(), HostError>;
+
+    /// [`map`](Self::map) or [`unmap`](Self::unmap) of what is at `iova` comes soon: has the memory fetched
+    /// that it will need. Changes nothing, and may do nothing.
+    fn look_ahead(&self, domain: DomainId, iova: Iova) {
+        let _ = (domain, iova);
+    }
 
     /// Makes `mapping` usable by all that is attached to `domain`, and by what is bound through it. It overlaps no other mapping, and is
     /// aligned to the granule and within [`Capabilities`].

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use viommu_pasid::{EndpointId, FirstTable, Requester};
-use viommu_pgtable::{IovaRange, Mapping};
+use viommu_pgtable::{Iova, IovaRange, Mapping};
 
 use crate::{
     Capabilities, DomainId, EndpointCapabilities, HostError, HostIommu, MemoryRegion, Output, Role,
@@ -266,6 +266,10 @@ impl<A: HostIommu, B: HostIommu> HostIommu for Mixed<A, B> {
             second.join_empty(&mut self.first, domain, side)?;
         }
         self.host_of(requester.endpoint).attach(requester, target)
+    }
+
+    fn look_ahead(&self, domain: DomainId, iova: Iova) {
+        self.first.look_ahead(domain, iova);
     }
 
     fn map(&mut self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {

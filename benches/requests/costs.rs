@@ -25,7 +25,7 @@ const OPTIONS: [&str; 4] = ["--log-level", "info", "--max-mappings", "2097152"];
 /// How much is measured.
 #[derive(Debug)]
 pub(crate) struct Scope {
-    live: &'static [usize],
+    live: Vec<usize>,
     /// Requests of each kind in a measurement of batches of [`MAX_BATCH`].
     batched: usize,
     /// The same for batches of one.
@@ -37,11 +37,17 @@ impl Scope {
     pub(crate) fn from_arguments(arguments: impl Iterator<Item = String>) -> Self {
         let arguments: Vec<_> = arguments.collect();
         let told = |name: &str| arguments.iter().any(|argument| argument == name);
-        if told("--bench") && !told("--quick") {
-            Self { live: &[1 << 10, 16 << 10, 128 << 10, 1 << 20], batched: 1 << 17, single: 4000 }
-        } else {
-            Self { live: &[1 << 10, 16 << 10], batched: 1 << 12, single: 200 }
+        let whole = told("--bench") && !told("--quick");
+        let mut live = vec![1 << 10, 16 << 10];
+        if whole {
+            live.extend([128 << 10, 1 << 20]);
         }
+        let after = arguments.iter().position(|argument| argument == "--live").map(|at| at + 1);
+        if let Some(number) = after.and_then(|at| arguments.get(at)) {
+            live = vec![number.parse().unwrap()];
+        }
+        let (batched, single) = if whole { (1 << 17, 4000) } else { (1 << 12, 200) };
+        Self { live, batched, single }
     }
 }
 
@@ -72,7 +78,7 @@ fn print_table(scope: &Scope, places: Places, polls: bool) {
         "kicks",
     ];
     head(&columns, 0);
-    for &live in scope.live {
+    for &live in &scope.live {
         let mut bench = Bench::start(places, polls, live);
         for (batch, requests) in [(MAX_BATCH, scope.batched), (1, scope.single)] {
             bench.measure(batch, requests).print(live, batch, polls);

@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench requests` prints tables in Markdown, those of `docs/performance.md`. This process
 //! plays the VMM and its guest's driver; the daemon is a process of its own. `--quick` makes fewer
-//! rounds over fewer mappings.
+//! rounds over fewer mappings, `--live N` all of them over N mappings.
 //!
 //! # What is measured
 //!

@@ -148,6 +148,7 @@ impl Requests {
         let mut left = usize::from(ring.available(parts)?);
         while left > 0 {
             let (taken, done) = self.take(left, ring, parts, service);
+            self.look_ahead(taken, service);
             for index in 0..taken {
                 self.answer(index, parts, service);
             }
@@ -175,6 +176,18 @@ impl Requests {
             taken += 1;
         }
         (taken, Ok(()))
+    }
+
+    /// Lets the waits for the requests' memory be one: a request's own work would not hide them.
+    fn look_ahead<H: HostIommu>(&self, taken: usize, service: &Service<'_, H>) {
+        if taken < 2 {
+            return;
+        }
+        for Taken { decoded, .. } in self.window.iter().take(taken) {
+            if let Decoded::Request { request: Ok(request), .. } = decoded {
+                service.iommu.look_ahead(service.host, request);
+            }
+        }
     }
 
     /// One request: from what was decoded to the bytes of its answer.

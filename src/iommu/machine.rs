@@ -160,6 +160,22 @@ impl Iommu {
         features
     }
 
+    /// Has the memory fetched that a MAP or UNMAP will need; changes nothing. For requests that are known
+    /// before it is their turn: the waits for their memory are one wait then.
+    pub fn look_ahead(&self, host: &dyn HostIommu, request: &Request) {
+        let (domain, start) = match request {
+            Request::Map(map) => (map.domain, map.iova.start()),
+            Request::Unmap(unmap) => (unmap.domain, unmap.iova.start()),
+            _ => return,
+        };
+        let Some(Domain { space: Space::Mapped(mapped), .. }) = self.domains.get(&domain) else {
+            return;
+        };
+        if mapped.mappings.look_ahead(start) {
+            host.look_ahead(domain, start);
+        }
+    }
+
     /// What the configuration space says now.
     #[must_use]
     pub fn config(&self) -> ConfigSpace {

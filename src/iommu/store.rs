@@ -17,6 +17,10 @@ use self::index::{Index, Place};
 /// index outgrows the caches.
 const DEFAULT_CHUNK: usize = 32;
 
+/// Looking ahead costs what it saves if everything is in the processor's caches anyway: with fewer
+/// mappings than this, some 300 KiB, it is.
+const LOOK_AHEAD_FROM: usize = 8 << 10;
+
 /// An UNMAP's range covers a part of a mapping (U4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct WouldSplit;
@@ -67,6 +71,16 @@ impl<const N: usize> Mappings<N> {
     /// All of them, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = Mapping> + '_ {
         self.index.chunks().flat_map(Chunk::iter)
+    }
+
+    /// Has the memory fetched that a request about a mapping at `start` will need, if that is worth it:
+    /// says whether. Changes nothing.
+    pub(super) fn look_ahead(&self, start: Iova) -> bool {
+        let worth_it = self.len >= LOOK_AHEAD_FROM;
+        if worth_it && let Some((_, chunk)) = self.chunk_of(start) {
+            chunk.touch();
+        }
+        worth_it
     }
 
     /// True if a mapping shares an address with `range`.

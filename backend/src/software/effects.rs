@@ -2,7 +2,7 @@
 
 use viommu_iotlb::{State, Withdrawn};
 use viommu_pasid::{EndpointId, FirstTable, Requester};
-use viommu_pgtable::{IovaRange, Mapping};
+use viommu_pgtable::{Iova, IovaRange, Mapping};
 
 use super::budget::Budget;
 use super::domain::{Bound, Domain};
@@ -161,6 +161,12 @@ impl HostIommu for SoftwareIommu {
         self.hub.withdraw(Withdrawn::Requester(requester));
         self.unpark(requester);
         Ok(())
+    }
+
+    fn look_ahead(&self, domain: DomainId, iova: Iova) {
+        if let Some(domain) = self.domains.get(&domain) {
+            domain.tables.look_ahead(self.hub.region(), iova);
+        }
     }
 
     fn map(&mut self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {

@@ -17,7 +17,7 @@ pub use unmap::{UnmapError, Unmapped};
 
 use self::path::Path;
 use crate::format::{Entry, Format, Geometry};
-use crate::{OutOfTables, PhysAddr, TableStore};
+use crate::{Iova, OutOfTables, PhysAddr, TableStore};
 
 /// A page table that this side owns: a format and a root.
 ///
@@ -48,6 +48,13 @@ impl<F: Format> Table<F> {
     #[must_use]
     pub const fn format(&self) -> &F {
         &self.format
+    }
+
+    /// Loads the entry that translates `iova`, so that it is at hand when it is written. Changes nothing.
+    pub fn look_ahead<S: TableStore>(&self, store: &S, iova: Iova) {
+        if let Some(input) = self.format.input(iova) {
+            core::hint::black_box(self.reach(store, input, 0).entry);
+        }
     }
 
     /// Gives all table pages back, the root's too. Nothing leads to the root any more; readers may

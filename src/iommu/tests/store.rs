@@ -76,6 +76,18 @@ fn ten_thousand_mappings_are_found_while_nine_of_ten_go() {
     assert!(store.chunk_count() <= 2 * 1000 / 4, "{} chunks", store.chunk_count());
 }
 
+/// Where nothing is, where nothing can be, and where everything is.
+#[test]
+fn looking_ahead_is_worth_it_for_many_mappings_and_changes_nothing() {
+    let few = filled(0..800);
+    assert!(!few.look_ahead(Iova::new(0)) && !Mappings::<8>::default().look_ahead(Iova::new(0)));
+    let many = filled(1..10_000);
+    for start in [0, 1 << 12, 9_999 << 12, u64::MAX] {
+        assert!(many.look_ahead(Iova::new(start)));
+    }
+    assert_eq!(many.iter().collect::<Vec<_>>(), (1..10_000).map(|n| rw(n, n)).collect::<Vec<_>>());
+}
+
 fn pages_of(page: u64) -> IovaRange {
     pages(page, page)
 }

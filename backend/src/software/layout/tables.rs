@@ -1,8 +1,8 @@
 //! The tables that hold a domain's mappings.
 
 use viommu_pgtable::{
-    Access, ArmStage1, ArmStage2, Format, IovaRange, MapError, Mapping, OutOfTables, PhysAddr,
-    Table, TableStore, UnmapError, VtdSecond,
+    Access, ArmStage1, ArmStage2, Format, Iova, IovaRange, MapError, Mapping, OutOfTables,
+    PhysAddr, Table, TableStore, UnmapError, VtdSecond,
 };
 
 /// What a domain's mappings are used for, and in which form of table that is.
@@ -125,6 +125,17 @@ impl DomainTables {
         }
     }
 
+    /// Has the entries fetched that translate `iova`. Changes nothing.
+    pub(in super::super) fn look_ahead<S: TableStore>(&self, store: &S, iova: Iova) {
+        match self {
+            Self::Vtd(table) => look_ahead(table.as_ref(), store, iova),
+            Self::SmmuV3 { alone, below } => {
+                look_ahead(alone.as_ref(), store, iova);
+                look_ahead(below.as_ref(), store, iova);
+            }
+        }
+    }
+
     /// Gives all pages back; nothing leads to the tables any more.
     pub(in super::super) fn destroy<S: TableStore>(self, store: &mut S) {
         match self {
@@ -187,6 +198,13 @@ fn map<F: Format, S: TableStore>(
     mapping: &Mapping,
 ) -> Result<(), MapError> {
     table.map_or(Ok(()), |table| table.map(store, mapping))
+}
+
+/// See [`Table::look_ahead`].
+fn look_ahead<F: Format, S: TableStore>(table: Option<&Table<F>>, store: &S, iova: Iova) {
+    if let Some(table) = table {
+        table.look_ahead(store, iova);
+    }
 }
 
 fn unmap<F: Format, S: TableStore>(
