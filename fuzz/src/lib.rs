@@ -47,10 +47,12 @@ pub struct Target {
 /// All targets.
 pub const TARGETS: &[Target] = &[
     targets::requests::TARGET,
+    targets::state_machine::TARGET,
     targets::entries::TARGET,
     targets::walk::TARGET,
     targets::lookup::TARGET,
     targets::guest_tables::TARGET,
+    targets::device::TARGET,
 ];
 
 /// The target called `name`.

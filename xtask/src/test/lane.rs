@@ -69,7 +69,7 @@ const FUZZ_SECONDS: u32 = 5;
 /// The fuzz targets, with arguments for their runner.
 pub(crate) fn fuzz(arguments: &[String]) -> Command {
     let mut cargo = build::cargo();
-    cargo.args(["run", "--quiet", "--package", "viommu-fuzz", "--"]);
+    cargo.args(["run", "--quiet", "--profile", "fuzz", "--package", "viommu-fuzz", "--"]);
     cargo.arg("--failures").arg(build::target().join("fuzz")).args(arguments);
     cargo
 }
