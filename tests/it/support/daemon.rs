@@ -136,9 +136,18 @@ impl Daemon {
 
     /// Its resident memory, KiB.
     pub(crate) fn rss_kib(&self) -> u64 {
+        self.status_kib("VmRSS:")
+    }
+
+    /// Its resident memory that it shares with nobody and that is no file's, KiB.
+    pub(crate) fn private_kib(&self) -> u64 {
+        self.status_kib("RssAnon:")
+    }
+
+    fn status_kib(&self, name: &str) -> u64 {
         let status = File::open(format!("/proc/{}/status", self.pid())).unwrap();
         let lines = BufReader::new(status).lines().map(Result::unwrap);
-        let line = lines.into_iter().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = lines.into_iter().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
