@@ -1,6 +1,6 @@
 //! `bypass` is the guest's to set; a pause and a reboot leave it, the next VMM finds what boot has.
 //!
-//! Linux 6.12 and newer touch no device behind an IOMMU before they have the IOMMU's driver, so where DMA of
+//! Linux 6.12 touches no device behind an IOMMU before it has the IOMMU's driver, so where DMA of
 //! a disk goes that is attached to nothing shows in a guest without one.
 
 use std::time::Duration;
