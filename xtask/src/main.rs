@@ -81,6 +81,9 @@ enum Order {
         /// Shows which scenarios and guests there are
         #[arg(long)]
         list: bool,
+        /// Measures the disk in a guest: behind nothing, behind our IOMMU, behind QEMU's own
+        #[arg(long, exclusive = true)]
+        bench: bool,
     },
     /// Runs one scenario of the host suite, or all: guests whose emulated IOMMU is the host's
     Host {
@@ -129,7 +132,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
             suite::list();
             Ok(true)
         }
-        Order::Guest { scenario, guest, arch, full, list: false } => {
+        Order::Guest { bench: true, .. } => suite::bench::run(sources).map(|()| true),
+        Order::Guest { scenario, guest, arch, full, list: false, bench: false } => {
             let (scenario, guest) = (scenario.clone(), guest.clone());
             let selection = Selection { scenario, guest, arch: *arch, full: *full };
             let reports = suite::run(&selection, sources)?;

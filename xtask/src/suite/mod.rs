@@ -1,5 +1,6 @@
 //! The guest suite: scenarios, each one boot of a stock guest against the real daemon.
 
+pub(crate) mod bench;
 pub(crate) mod compare;
 pub(crate) mod counters;
 mod list;

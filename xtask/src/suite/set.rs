@@ -46,6 +46,8 @@ pub(crate) enum Iommu {
     None,
     /// The daemon.
     Ours,
+    /// QEMU's own virtio-iommu, which tells device processes of each mapping by a message.
+    Qemus,
 }
 
 /// A disk that QEMU itself emulates.

@@ -66,7 +66,7 @@ impl<'a> Stage<'a> {
         parts::make_images(&set, place.dir)?;
         let daemon = match set.iommu {
             Iommu::Ours => Some(parts::start_daemon(&set, &place)?),
-            Iommu::None => None,
+            Iommu::None | Iommu::Qemus => None,
         };
         let disks = start_disks(&set, &place)?;
         let engines = start_engines(&set, &place)?;
@@ -211,6 +211,7 @@ fn machine<'a>(scenario: &str, set: &Set, place: &Place<'a>) -> Machine<'a> {
     let mut functions = Vec::new();
     match set.iommu {
         Iommu::None => {}
+        Iommu::Qemus => functions.push(Function::QemusIommu { slot: IOMMU_SLOT }),
         Iommu::Ours => functions.push(Function::Iommu { slot: IOMMU_SLOT, socket: IOMMU_SOCKET }),
     }
     functions.extend(set.own.iter().map(|disk| Function::Own(disk.arguments)));

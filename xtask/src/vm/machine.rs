@@ -25,6 +25,11 @@ pub(crate) enum Function {
         /// The daemon's socket.
         socket: &'static str,
     },
+    /// QEMU's own virtio-iommu.
+    QemusIommu {
+        /// The device number.
+        slot: u8,
+    },
     /// A function that another process serves over vfio-user.
     VfioUser {
         /// The device number.
@@ -158,6 +163,9 @@ impl Function {
                          vq_size=256,chardev=iommu,bus=pcie.0,addr={slot:x}"
                     ),
                 ]);
+            }
+            Self::QemusIommu { slot } => {
+                qemu.args(["-device", &format!("virtio-iommu-pci,bus=pcie.0,addr={slot:x}")]);
             }
             Self::VfioUser { slot, socket } => {
                 let device = serde_json::json!({
