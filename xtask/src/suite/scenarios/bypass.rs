@@ -25,7 +25,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
         firmware_reads: false,
         ..BARE
     },
-    limit: Duration::from_secs(240),
+    limit: Duration::from_secs(400),
     play: driven,
 };
 

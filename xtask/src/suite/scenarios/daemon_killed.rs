@@ -17,7 +17,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     guests: OLDER_FIRST,
     arch: Arch::SmmuV3,
     set: Set { disks: &[DISK_MIB], engines: 1, ..BARE },
-    limit: Duration::from_secs(180),
+    limit: Duration::from_secs(400),
     play,
 };
 

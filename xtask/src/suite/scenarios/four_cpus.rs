@@ -14,7 +14,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     guests: ARM_FIRST,
     arch: Arch::Vtd,
     set: Set { append: "iommu.strict=1", cpus: 4, disks: &[64], queues: 4, engines: 1, ..BARE },
-    limit: Duration::from_secs(300),
+    limit: Duration::from_secs(400),
     play,
 };
 

@@ -15,7 +15,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     guests: ARM_FIRST,
     arch: Arch::SmmuV3,
     set: Set { disks: &[16], engines: 1, ..BARE },
-    limit: Duration::from_secs(90),
+    limit: Duration::from_secs(180),
     play,
 };
 

@@ -14,7 +14,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     guests: IGNORANT,
     arch: Arch::Vtd,
     set: Set { disks: &[128], ..BARE },
-    limit: Duration::from_secs(120),
+    limit: Duration::from_secs(180),
     play,
 };
 

@@ -15,7 +15,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     arch: Arch::SmmuV3,
     // on a PC the first node is all that lies below 4 GiB
     set: Set { disks: &[256], memory_mib: &[2048, 4096], ..BARE },
-    limit: Duration::from_secs(300),
+    limit: Duration::from_secs(400),
     play,
 };
 

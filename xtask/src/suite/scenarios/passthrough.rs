@@ -16,7 +16,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     arch: Arch::Vtd,
     // x86's own word for it, and the one that all know
     set: Set { append: "iommu=pt iommu.passthrough=1", disks: &[64], own: &[VIRTIO, NVME], ..BARE },
-    limit: Duration::from_secs(90),
+    limit: Duration::from_secs(180),
     play,
 };
 

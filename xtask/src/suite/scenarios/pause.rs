@@ -20,7 +20,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     guests: OLDER_FIRST,
     arch: Arch::Vtd,
     set: Set { disks: &[128], ..BARE },
-    limit: Duration::from_secs(240),
+    limit: Duration::from_secs(400),
     play,
 };
 

@@ -14,7 +14,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     guests: NEWEST_FIRST,
     arch: Arch::SmmuV3,
     set: Set { disks: &[32], engines: 1, ..BARE },
-    limit: Duration::from_secs(150),
+    limit: Duration::from_secs(400),
     play,
 };
 

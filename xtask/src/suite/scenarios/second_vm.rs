@@ -14,7 +14,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     guests: NEWEST_FIRST,
     arch: Arch::Vtd,
     set: Set { disks: &[64], engines: 1, ..BARE },
-    limit: Duration::from_secs(180),
+    limit: Duration::from_secs(400),
     play,
 };
 

@@ -17,7 +17,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     guests: OLDER_FIRST,
     arch: Arch::Vtd,
     set: Set { disks: &[DISK_MIB, DISK_MIB], ..BARE },
-    limit: Duration::from_secs(240),
+    limit: Duration::from_secs(400),
     play,
 };
 
