@@ -1,9 +1,13 @@
 //! Tables that a guest binds: what the DMA sees, who is withdrawn, what cannot be said.
 
-use viommu_backend::{DomainId, HostError, HostIommu, Output, Recording, Role, Target};
-use viommu_iotlb::Arch;
-use viommu_pasid::Requester;
-use viommu_pgtable::{Access, Iova, Mapping, PhysAddr};
+use viommu_backend::{
+    DevicePlace, DomainId, HostError, HostIommu, Output, Recording, Role, SoftwareConfig,
+    SoftwareIommu, Target,
+};
+use viommu_iotlb::{Arch, HubConfig};
+use viommu_pasid::vtd::{FirstControls, FirstLevel};
+use viommu_pasid::{FirstTable, Requester};
+use viommu_pgtable::{Access, Granule, Iova, Mapping, PhysAddr};
 
 use crate::guest::{Driver, Guest};
 use crate::{ONE, PAGE, Subject, TWO, mapping, pasid, recording, rid, software_of};
@@ -326,5 +330,48 @@ fn capabilities_say_what_can_be_bound() {
         assert_eq!((format.input_bits, format.output_bits), (48, output_bits));
         let unknown = host.endpoint_capabilities(viommu_pasid::EndpointId::new(0xffff));
         assert_eq!(unknown, viommu_backend::EndpointCapabilities::default());
+    }
+}
+
+#[test]
+fn arm_tables_of_each_granule_can_be_bound_above_a_second_level_and_without() {
+    for granule in [Granule::K4, Granule::K16, Granule::K64] {
+        let mut host = software_of(Arch::SmmuV3, 1 << 26);
+        let guest = Guest::default();
+        for domain in [ONE, TWO, THREE] {
+            host.create_domain(domain).unwrap();
+        }
+        host.map(TWO, &window()).unwrap();
+        host.prepare(TWO, Role::SecondLevel, &mut std::iter::once(window())).unwrap();
+        let (from, to) = (7 << 20, 3 << 20);
+        for (domain, shift, output, who) in [
+            (ONE, SHIFT * PAGE, Output::Through(TWO), pasid(0, 1)),
+            (THREE, 0, Output::GuestPhysical, pasid(1, 1)),
+        ] {
+            let table = Driver::new(&guest, shift, TABLES * PAGE).granule(granule, from, to);
+            host.bind(domain, &table, output).unwrap();
+            host.attach(who, Target::Domain(domain)).unwrap();
+            let last = (1 << granule.lg2()) - 1;
+            let leads = |at| host.translate_with(&guest, who, Iova::new(at), Access::RW);
+            assert_eq!(leads(from + last), Some(PhysAddr::new(to + last + shift)), "{granule:?}");
+            assert_eq!(leads(from + last + 1), None);
+        }
+    }
+}
+
+#[test]
+fn five_levels_can_be_bound_where_iovas_have_57_bits() {
+    for (input_bits, offered) in [(39, 48), (48, 48), (57, 57)] {
+        let hub = HubConfig { table_bytes: 1 << 26, ..HubConfig::default() };
+        let config = SoftwareConfig { input_bits, page_size_mask: 0x4020_1000, hub };
+        let mut host = SoftwareIommu::new(config).unwrap();
+        let place = DevicePlace { endpoint: rid(0).endpoint, pasid_bits: 1, socket: None };
+        host.add_endpoint(&place).unwrap();
+        let can = host.endpoint_capabilities(rid(0).endpoint);
+        assert_eq!(can.formats[0].input_bits, offered);
+        host.create_domain(ONE).unwrap();
+        let (root, controls) = (PhysAddr::new(0x1000), FirstControls::empty());
+        let table = FirstTable::Vtd(FirstLevel { root, five_levels: true, controls });
+        assert_eq!(host.bind(ONE, &table, Output::GuestPhysical).is_ok(), offered == 57);
     }
 }

@@ -8,8 +8,8 @@ use viommu_pasid::FirstTable;
 use viommu_pasid::smmuv3::{ContextControls, ContextDescriptor, Stage1Table, Stage1Tables};
 use viommu_pasid::vtd::{FirstControls, FirstLevel};
 use viommu_pgtable::{
-    Access, ArmStage1, Format, Granule, OutOfTables, PhysAddr, Table, TableMemory, TableStore,
-    VtdFirst,
+    Access, ArmStage1, Format, Granule, Iova, IovaRange, Mapping, OutOfTables, PhysAddr, Table,
+    TableMemory, TableStore, VtdFirst,
 };
 
 use crate::{PAGE, mapping};
@@ -74,12 +74,20 @@ impl<'g> Driver<'g> {
             }
             Arch::SmmuV3 => {
                 let format = ArmStage1::new(Granule::K4, 48, 48).unwrap();
-                let table = Stage1Table::new(self.fill(format, pages), format).unwrap();
-                let tables = Stage1Tables::lower_only(table);
-                let controls = ContextControls::empty();
-                FirstTable::Arm(ContextDescriptor { tables, asid: 0, mair: 0xff, controls })
+                let root = self.fill(format, pages);
+                arm_table(root, format)
             }
         }
+    }
+
+    /// An Arm table that leads one page of its granule to another, by addresses.
+    pub(crate) fn granule(&mut self, granule: Granule, from: u64, to: u64) -> FirstTable {
+        let format = ArmStage1::new(granule, 48, 48).unwrap();
+        let mut table = Table::new(format, self).unwrap();
+        let iova = IovaRange::with_len(Iova::new(from), 1 << granule.lg2()).unwrap();
+        let mapping = Mapping::new(iova, PhysAddr::new(to), Access::RW).unwrap();
+        table.map(self, &mapping).unwrap();
+        arm_table(table.root(), format)
     }
 
     fn fill<F: Format>(&mut self, format: F, pages: &[(u64, u64, Access)]) -> PhysAddr {
@@ -89,6 +97,12 @@ impl<'g> Driver<'g> {
         }
         table.root()
     }
+}
+
+fn arm_table(root: PhysAddr, format: ArmStage1) -> FirstTable {
+    let tables = Stage1Tables::lower_only(Stage1Table::new(root, format).unwrap());
+    let controls = ContextControls::empty();
+    FirstTable::Arm(ContextDescriptor { tables, asid: 0, mair: 0xff, controls })
 }
 
 impl TableMemory for Driver<'_> {

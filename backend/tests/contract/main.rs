@@ -3,6 +3,7 @@
 
 mod binding;
 mod guest;
+mod hostile;
 mod random;
 
 use proptest::prelude::*;
