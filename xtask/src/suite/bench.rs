@@ -184,3 +184,27 @@ fn costs(name: &str, cell: &Cell) -> [String; 7] {
     let time = format!("{:.0}", 1e6 / cell.rate);
     [name.to_owned(), time, qemu, disk, daemon, maps, unmaps]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_is_what_was_done_in_a_second_and_what_each_block_cost() {
+        let before = Sample { processor: [Duration::from_secs(1); 3], maps: 10, unmaps: 5 };
+        let processor = [1500, 1250, 1000].map(Duration::from_millis);
+        let after = Sample { processor, maps: 30, unmaps: 25 };
+        let cell = Cell::new("10 2000000000", &before, &after).unwrap();
+        assert!((cell.rate - 5.0).abs() < 1e-9, "{}", cell.rate);
+        assert_eq!(cell.cost_us.map(f64::round), [50_000.0, 25_000.0, 0.0]);
+        assert!((cell.maps - 2.0).abs() < 1e-9 && (cell.unmaps - 2.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_is_no_measurement_is_an_error() {
+        let sample = Sample::default();
+        for told in ["", "5", "0 100", "100 0", "a b"] {
+            assert!(Cell::new(told, &sample, &sample).is_err(), "{told:?}");
+        }
+    }
+}

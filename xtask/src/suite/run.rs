@@ -225,3 +225,56 @@ fn show(reports: &[Report]) {
         .collect();
     table(["scenario", "guest", "arch", "verdict", "time", ""], &rows);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::setup::guest_kernel::ROWS;
+
+    fn boots(selection: &Selection) -> Vec<(&'static str, &'static str, &'static str)> {
+        let boots = selection.boots().unwrap();
+        boots.iter().map(|(each, row, arch)| (each.name, row.name, arch.option())).collect()
+    }
+
+    #[test]
+    fn once_is_each_scenario_in_one_guest_and_all_guests_and_structures_have_their_turn() {
+        let once = boots(&Selection::default());
+        let names: BTreeSet<_> = once.iter().map(|(name, ..)| *name).collect();
+        assert_eq!((names.len(), once.len()), (SCENARIOS.len(), SCENARIOS.len()));
+        let guests: BTreeSet<_> = once.iter().map(|(_, guest, _)| *guest).collect();
+        assert_eq!(guests, ROWS.iter().map(|row| row.name).collect());
+        let archs: BTreeSet<_> = once.iter().map(|(.., arch)| *arch).collect();
+        assert_eq!(archs, BTreeSet::from(["smmuv3", "vtd"]));
+    }
+
+    #[test]
+    fn full_is_each_scenario_in_each_of_its_guests_with_both_structures() {
+        let full = boots(&Selection { full: true, ..Selection::default() });
+        for scenario in SCENARIOS {
+            let archs = if scenario.set.iommu == Iommu::Ours { 2 } else { 1 };
+            let count = full.iter().filter(|(name, ..)| *name == scenario.name).count();
+            assert_eq!(count, archs * scenario.guests.len(), "{}", scenario.name);
+        }
+        assert_eq!(full.iter().collect::<BTreeSet<_>>().len(), full.len(), "none twice");
+    }
+
+    #[test]
+    fn a_structure_that_is_named_is_the_only_one() {
+        let arch = Some(Arch::SmmuV3);
+        let smmu = boots(&Selection { arch, ..Selection::default() });
+        assert_eq!(smmu.len(), SCENARIOS.len());
+        assert!(smmu.iter().all(|(.., arch)| *arch == "smmuv3"));
+    }
+
+    #[test]
+    fn a_scenario_or_a_guest_that_does_not_exist_is_an_error_that_names_those_there_are() {
+        let named = |scenario: Option<&str>, guest: Option<&str>| {
+            let (scenario, guest) = (scenario.map(str::to_owned), guest.map(str::to_owned));
+            Selection { scenario, guest, ..Selection::default() }.boots().unwrap_err().to_string()
+        };
+        assert!(named(Some("no"), None).contains("groups"), "scenario");
+        assert!(named(None, Some("no")).contains("arm64"), "guest");
+    }
+}

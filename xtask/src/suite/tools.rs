@@ -90,11 +90,13 @@ impl Tools {
     ) -> Result<Self> {
         let cache = Cache::open()?;
         let emulator = emulator(sources, &cache)?;
+        let kernels: Vec<_> = rows.iter().map(|row| (*row, kernel(sources, row, &cache))).collect();
+        // others may want the cache while we build
+        drop(cache);
         let programs = build::programs()?;
         let mut guests = Vec::new();
-        for row in rows {
-            let kit = kernel(sources, row, &cache).and_then(|kernel| BootKit::new(kernel, scripts));
-            match kit {
+        for (row, kernel) in kernels {
+            match kernel.and_then(|kernel| BootKit::new(kernel, scripts)) {
                 Ok(kit) => guests.push((row.name, Ok(kit))),
                 Err(error) if error.is_lacking() && rows.len() > 1 => {
                     note(format_args!("no guest {} here: {error}", row.name));
