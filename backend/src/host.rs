@@ -168,9 +168,9 @@ pub trait HostIommu: Send {
     /// the default: nothing beyond mappings.
     fn endpoint_capabilities(&self, endpoint: EndpointId) -> EndpointCapabilities;
 
-    /// The guest's memory is now `regions`, which do not overlap. A host that maps memory itself takes
-    /// what is gone out of use at once, and maps it again where it comes back; one that only translates
-    /// needs nothing, which is the default.
+    /// The guest's memory is now `regions`, which do not overlap. A host that maps memory itself
+    /// takes what is gone out of use at once, and maps it again where it comes back; one that only
+    /// translates needs nothing, which is the default.
     ///
     /// # Errors
     /// [`HostError`]; the memory of before stays. No regions at all cannot fail.
@@ -218,31 +218,32 @@ pub trait HostIommu: Send {
     ) -> Result<(), HostError>;
 
     /// Takes the bound table away; what is attached to the domain goes through its mappings alone.
-    /// Only a domain whose output is through itself is unbound while something is attached. Withdraws.
+    /// Only a domain whose output is through itself is unbound while something is attached.
+    /// Withdraws.
     ///
     /// # Errors
     /// [`HostError`]; the table is bound still. A domain that nothing is attached to cannot fail.
     fn unbind(&mut self, domain: DomainId) -> Result<(), HostError>;
 
-    /// Withdraws what is remembered of the table that is bound to `domain`, for inputs in `range`, or
-    /// all of it: the guest has changed it.
+    /// Withdraws what is remembered of the table that is bound to `domain`, for inputs in `range`,
+    /// or all of it: the guest has changed it.
     fn invalidate(&mut self, domain: DomainId, range: Option<IovaRange>);
 
-    /// Sends the DMA of `requester` to `target`, atomically replacing where it went before: a DMA sees
-    /// the old or the new, never neither. Withdraws the old.
+    /// Sends the DMA of `requester` to `target`, atomically replacing where it went before: a DMA
+    /// sees the old or the new, never neither. Withdraws the old.
     ///
     /// # Errors
     /// [`HostError`]; the old target stays. [`Target::Blocked`] only withdraws, and cannot fail.
     fn attach(&mut self, requester: Requester, target: Target) -> Result<(), HostError>;
 
-    /// [`map`](Self::map) or [`unmap`](Self::unmap) of what is at `iova` comes soon: has the memory fetched
-    /// that it will need. Changes nothing, and may do nothing.
+    /// [`map`](Self::map) or [`unmap`](Self::unmap) of what is at `iova` comes soon: has the memory
+    /// fetched that it will need. Changes nothing, and may do nothing.
     fn look_ahead(&self, domain: DomainId, iova: Iova) {
         let _ = (domain, iova);
     }
 
-    /// Makes `mapping` usable by all that is attached to `domain`, and by what is bound through it. It overlaps no other mapping, and is
-    /// aligned to the granule and within [`Capabilities`].
+    /// Makes `mapping` usable by all that is attached to `domain`, and by what is bound through it.
+    /// It overlaps no other mapping, and is aligned to the granule and within [`Capabilities`].
     ///
     /// # Errors
     /// [`HostError`]; nothing of the mapping is usable then.
@@ -253,21 +254,23 @@ pub trait HostIommu: Send {
     fn unmap(&mut self, domain: DomainId, mapping: &Mapping);
 
     /// Makes accesses of `requester` wait until [`resume`](Self::resume) or the next
-    /// [`attach`](Self::attach); a backend that cannot make them wait blocks them. Idempotent. In force after the next `sync`.
+    /// [`attach`](Self::attach); a backend that cannot make them wait blocks them. Idempotent. In
+    /// force after the next `sync`.
     fn park(&mut self, requester: Requester);
 
     /// Ends [`park`](Self::park): what was attached before is attached again. Idempotent.
     fn resume(&mut self, requester: Requester);
 
-    /// Withdraws what is in use now, whatever it is, and unmaps nothing: the memory behind the guest's
-    /// addresses changes. Accesses after the next [`sync`](Self::sync) begin anew.
+    /// Withdraws what is in use now, whatever it is, and unmaps nothing: the memory behind the
+    /// guest's addresses changes. Accesses after the next [`sync`](Self::sync) begin anew.
     fn withdraw_all(&mut self);
 
-    /// The guest's device was reset: endpoints that were cut off for misbehaving are admitted again.
+    /// The guest's device was reset: endpoints that were cut off for misbehaving are admitted
+    /// again.
     fn readmit(&mut self);
 
-    /// Returns when no device uses what was withdrawn since the last call; then table pages that were
-    /// freed are used again. O(1) if nothing was withdrawn. Waits for device processes, at most as long
-    /// as the bound for stuck ones.
+    /// Returns when no device uses what was withdrawn since the last call; then table pages that
+    /// were freed are used again. O(1) if nothing was withdrawn. Waits for device processes, at
+    /// most as long as the bound for stuck ones.
     fn sync(&mut self);
 }

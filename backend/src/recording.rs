@@ -1,7 +1,7 @@
 //! A backend that keeps everything in maps, records what was asked, and fails when told to.
 //!
-//! The model of the contract: tests compare other backends with it, and the state machine's undoing is
-//! tested by letting the n-th fallible call fail.
+//! The model of the contract: tests compare other backends with it, and the state machine's undoing
+//! is tested by letting the n-th fallible call fail.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,4 +1,5 @@
-//! What calls of [`HostIommu`](crate::HostIommu) make, as maps: the model that backends are compared with.
+//! What calls of [`HostIommu`](crate::HostIommu) make, as maps: the model that backends are
+//! compared with.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! Whom a change waits for: pins of the requesters that go through what was withdrawn, and no others.
+//! Whom a change waits for: pins of the requesters that go through what was withdrawn, and no
+//! others.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::mpsc::channel;
@@ -19,7 +20,8 @@ const PAGE: u64 = 4096;
 const STUCK: Duration = Duration::from_millis(5);
 
 /// Domains: [`PLAIN`] has mappings and PASIDs 1 and 2; [`CHILD`], a table bound through [`PARENT`],
-/// has PASIDs 11 and 12 of the same endpoint on VT-d, alone there on SMMUv3; so has [`OWN`] 21, on VT-d.
+/// has PASIDs 11 and 12 of the same endpoint on VT-d, alone there on SMMUv3; so has [`OWN`] 21, on
+/// VT-d.
 const PLAIN: DomainId = DomainId::new(1);
 const PARENT: DomainId = DomainId::new(2);
 const CHILD: DomainId = DomainId::new(3);

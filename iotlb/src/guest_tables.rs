@@ -39,7 +39,8 @@ mod in_vm_memory {
             Self(memory)
         }
 
-        /// What `use_entry` makes of the entry at `at`; `None` where there is no memory for `access`.
+        /// What `use_entry` makes of the entry at `at`; `None` where there is no memory for
+        /// `access`.
         fn entry<R>(
             &self,
             at: PhysAddr,

@@ -80,7 +80,8 @@ const fn smmu_reason(kind: &Smmu) -> FaultReason {
     }
 }
 
-/// Follows `iova` along `route`: where it leads, and where the next walk of its neighbours can begin.
+/// Follows `iova` along `route`: where it leads, and where the next walk of its neighbours can
+/// begin.
 pub(crate) fn follow(
     tables: &Tables<'_>,
     route: &Route,
@@ -103,8 +104,8 @@ pub(crate) fn follow(
     Ok((leaf, shortcut))
 }
 
-/// Where `iova` leads from a shortcut that was noted in the same epoch; `None` if that is for a whole
-/// walk to say.
+/// Where `iova` leads from a shortcut that was noted in the same epoch; `None` if that is for a
+/// whole walk to say.
 #[inline]
 pub(crate) fn follow_from(
     tables: &Tables<'_>,

@@ -276,9 +276,10 @@ impl Guard<'_> {
     /// `guest`, by guest-physical address, and their accessed and dirty flags are set there before
     /// the access is granted.
     ///
-    /// The memory is named anew at each call, so it may be another one in the next section: a device
-    /// whose VMM plugs, unplugs or moves guest memory takes up the new one between two sections. What
-    /// was read from the old one is forgotten with the epoch that the daemon begins then.
+    /// The memory is named anew at each call, so it may be another one in the next section: a
+    /// device whose VMM plugs, unplugs or moves guest memory takes up the new one between two
+    /// sections. What was read from the old one is forgotten with the epoch that the daemon begins
+    /// then.
     #[inline]
     #[must_use]
     pub fn translate_with<'g>(

@@ -9,8 +9,9 @@ use viommu_pgtable::IovaRange;
 
 use crate::DomainId;
 
-/// Requesters of one endpoint and domain that are told apart when something is withdrawn from them; with
-/// more, all of the endpoint's pins are waited for. One of a million PASIDs must not make an UNMAP slow.
+/// Requesters of one endpoint and domain that are told apart when something is withdrawn from them;
+/// with more, all of the endpoint's pins are waited for. One of a million PASIDs must not make an
+/// UNMAP slow.
 const TOLD_APART: usize = 64;
 
 /// A relation of domains and requesters: 12 bytes for each pair.
@@ -61,6 +62,13 @@ impl Pairs {
 
     /// Tells `on` what is withdrawn if `range`, or everything, of the requesters of `domain` is.
     fn withdraw(&self, domain: DomainId, range: Option<IovaRange>, on: &mut dyn FnMut(Withdrawn)) {
+        let told_apart = |requester| match range {
+            Some(range) => Withdrawn::Range { requester, range },
+            None => Withdrawn::Requester(requester),
+        };
+        if self.of(domain).nth(TOLD_APART).is_none() {
+            return self.of(domain).for_each(|requester| on(told_apart(requester)));
+        }
         let mut next = Some(EndpointId::new(0));
         while let Some(endpoint) = next.and_then(|from| {
             let rest = RangeInclusive::new(from, EndpointId::new(u32::MAX));
@@ -70,12 +78,7 @@ impl Pairs {
             if ours().nth(TOLD_APART).is_some() {
                 on(Withdrawn::Endpoint(endpoint));
             } else {
-                ours().for_each(|requester| {
-                    on(match range {
-                        Some(range) => Withdrawn::Range { requester, range },
-                        None => Withdrawn::Requester(requester),
-                    });
-                });
+                ours().for_each(|requester| on(told_apart(requester)));
             }
             next = endpoint.raw().checked_add(1).map(EndpointId::new);
         }
@@ -110,8 +113,8 @@ impl Books {
         }
     }
 
-    /// `child` goes through `parent`, another domain, from now on, and with it all that is attached to
-    /// it.
+    /// `child` goes through `parent`, another domain, from now on, and with it all that is attached
+    /// to it.
     pub(super) fn adopt(&mut self, parent: DomainId, child: DomainId) {
         self.parent_of.insert(child, parent);
         self.children.insert((parent, child));
@@ -135,8 +138,8 @@ impl Books {
         self.children.range(all).next().is_some()
     }
 
-    /// Tells `on` what is withdrawn from those that are attached to `domain` if `range` of their inputs
-    /// is, or everything.
+    /// Tells `on` what is withdrawn from those that are attached to `domain` if `range` of their
+    /// inputs is, or everything.
     pub(super) fn withdraw_attached(
         &self,
         domain: DomainId,
@@ -146,8 +149,8 @@ impl Books {
         self.attached.withdraw(domain, range, on);
     }
 
-    /// Tells `on` what is withdrawn from those that go through `domain` as a parent, which inputs lead
-    /// there is not known.
+    /// Tells `on` what is withdrawn from those that go through `domain` as a parent, which inputs
+    /// lead there is not known.
     pub(super) fn withdraw_below(&self, domain: DomainId, on: &mut dyn FnMut(Withdrawn)) {
         self.below.withdraw(domain, None, on);
     }

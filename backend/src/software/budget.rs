@@ -2,9 +2,9 @@
 
 use viommu_pgtable::{OutOfTables, PhysAddr, TableMemory, TableStore};
 
-/// Pages that only attachments may use. Replacing a PASID entry copies its leaf, and a guest that has
-/// mapped until nothing is left must still be able to attach elsewhere: one page would do after a drain,
-/// more spare that drain.
+/// Pages that only attachments may use. Replacing a PASID entry copies its leaf, and a guest that
+/// has mapped until nothing is left must still be able to attach elsewhere: one page would do after
+/// a drain, more spare that drain.
 const RESERVE_PAGES: u64 = 64;
 
 /// A store that ends [`RESERVE_PAGES`] before its memory does.

@@ -127,8 +127,8 @@ impl SoftwareConfig {
         Ok(Layout::Vtd(Vtd::new(format, width)))
     }
 
-    /// The tables use all sizes that a 4 KiB granule has, whatever the mask; what the guest maps is a
-    /// multiple of the mask's smallest.
+    /// The tables use all sizes that a 4 KiB granule has, whatever the mask; what the guest maps is
+    /// a multiple of the mask's smallest.
     fn smmuv3(&self) -> Result<Layout, SoftwareError> {
         let (bits, mask) = (self.input_bits, self.page_size_mask);
         let offered = [39, 48].contains(&bits);

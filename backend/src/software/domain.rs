@@ -49,8 +49,8 @@ impl Domain {
         Ok(self.tables.make(formats, form, store, mappings)?)
     }
 
-    /// Makes the table of `form`, unless it is there, if the domain is empty: what is not empty was to be
-    /// prepared.
+    /// Makes the table of `form`, unless it is there, if the domain is empty: what is not empty was
+    /// to be prepared.
     pub(super) fn prepare_empty<S: TableStore>(
         &mut self,
         formats: &Formats,

@@ -93,8 +93,8 @@ impl HostIommu for SoftwareIommu {
         }
     }
 
-    /// A second level for VT-d, both of stage 1 and 2 for SMMUv3 where both roles are played. A table
-    /// that finds no room is given back; its pages serve again after the next drain.
+    /// A second level for VT-d, both of stage 1 and 2 for SMMUv3 where both roles are played. A
+    /// table that finds no room is given back; its pages serve again after the next drain.
     fn prepare(
         &mut self,
         domain: DomainId,

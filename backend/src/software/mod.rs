@@ -1,7 +1,8 @@
 //! The software IOMMU: a real IOMMU's structures in the shared region, walked by device processes.
 //!
-//! VT-d's or SMMUv3's, as the hub's architecture says; `layout` knows the difference, and nothing else here
-//! does. What is withdrawn is out of use after [`HostIommu::sync`], which drains every reader.
+//! VT-d's or SMMUv3's, as the hub's architecture says; `layout` knows the difference, and nothing
+//! else here does. What is withdrawn is out of use after [`HostIommu::sync`], which drains every
+//! reader.
 
 mod books;
 mod budget;
@@ -54,8 +55,8 @@ impl SoftwareIommu {
     /// An IOMMU without endpoints.
     ///
     /// # Errors
-    /// A width, page sizes or a place of the tables that the architecture does not have, or what the
-    /// kernel says to the shared memory.
+    /// A width, page sizes or a place of the tables that the architecture does not have, or what
+    /// the kernel says to the shared memory.
     pub fn new(config: SoftwareConfig) -> Result<Self, SoftwareError> {
         let (layout, capabilities) = config.resolve()?;
         Ok(Self {
@@ -99,9 +100,9 @@ impl SoftwareIommu {
         &self.hub
     }
 
-    /// Serves the device processes: a bounded amount of what they ask, without waiting. To be called when
-    /// [`as_fd`](AsFd::as_fd) is readable; what they are owed as an answer goes out with the next
-    /// [`sync`](HostIommu::sync), after the caller has acted on the events.
+    /// Serves the device processes: a bounded amount of what they ask, without waiting. To be
+    /// called when [`as_fd`](AsFd::as_fd) is readable; what they are owed as an answer goes out
+    /// with the next [`sync`](HostIommu::sync), after the caller has acted on the events.
     pub fn dispatch(&mut self, on: &mut dyn FnMut(DeviceEvent)) {
         self.hub.dispatch(on);
     }
@@ -112,15 +113,15 @@ impl SoftwareIommu {
         self.layout.structures(segment)
     }
 
-    /// Where an access of one byte leads, or `None` if it is refused: the tables, walked in process. Tables
-    /// of the guest's are not read: an access through one is refused.
+    /// Where an access of one byte leads, or `None` if it is refused: the tables, walked in
+    /// process. Tables of the guest's are not read: an access through one is refused.
     #[must_use]
     pub fn translate(&self, requester: Requester, iova: Iova, access: Access) -> Option<PhysAddr> {
         self.translate_with(&NoGuestMemory, requester, iova, access)
     }
 
-    /// [`translate`](Self::translate), through tables in `guest` memory as well. Their accessed and dirty
-    /// flags are set there.
+    /// [`translate`](Self::translate), through tables in `guest` memory as well. Their accessed and
+    /// dirty flags are set there.
     #[must_use]
     pub fn translate_with(
         &self,
@@ -142,9 +143,9 @@ impl SoftwareIommu {
         self.next_tag
     }
 
-    /// Leads `requesters`, in order and each once, elsewhere, all or none. That copies leaves, which needs
-    /// pages; where none is free, what was freed before is drained first, so that a guest which used
-    /// up all memory can still attach.
+    /// Leads `requesters`, in order and each once, elsewhere, all or none. That copies leaves,
+    /// which needs pages; where none is free, what was freed before is drained first, so that a
+    /// guest which used up all memory can still attach.
     fn lead(&mut self, requesters: &[Requester], target: Target) -> Result<(), HostError> {
         let led = match self.try_lead(requesters, target) {
             Err(LeadError::Set(SetError::OutOfTables(_)) | LeadError::Busy) => {
@@ -164,8 +165,8 @@ impl SoftwareIommu {
         Ok(())
     }
 
-    /// Ends the wait of a requester. Its endpoint goes on when none of its requesters waits any more:
-    /// readers wait by endpoint.
+    /// Ends the wait of a requester. Its endpoint goes on when none of its requesters waits any
+    /// more: readers wait by endpoint.
     fn unpark(&mut self, requester: Requester) {
         let endpoint = requester.endpoint;
         let first = Requester::rid(endpoint);

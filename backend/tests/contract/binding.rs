@@ -263,7 +263,8 @@ fn bypass_beside_children_holds_on_vtd_and_waits_for_their_end_on_smmuv3() {
     }
 }
 
-/// Calls that an endpoint with one second level for all cannot follow: first what is there, then it.
+/// Calls that an endpoint with one second level for all cannot follow: first what is there, then
+/// it.
 #[test]
 fn what_a_shared_second_level_rules_out_changes_nothing() {
     for mut pair in Pair::both() {

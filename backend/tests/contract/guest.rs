@@ -45,8 +45,8 @@ impl TableMemory for Guest {
     }
 }
 
-/// A driver that makes tables in guest memory, at addresses from `next` on as it knows them. They are
-/// guest-physical if `shift` is added.
+/// A driver that makes tables in guest memory, at addresses from `next` on as it knows them. They
+/// are guest-physical if `shift` is added.
 pub(crate) struct Driver<'g> {
     guest: &'g Guest,
     shift: u64,

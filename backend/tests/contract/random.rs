@@ -13,7 +13,8 @@ const DOMAINS: u32 = 4;
 /// How far memory is, in pages, from where a driver behind a second level sees it.
 const SHIFT: u64 = 0x10_0000;
 
-/// A step; numbers are taken modulo what there is. What the rules forbid is left out when it is played.
+/// A step; numbers are taken modulo what there is. What the rules forbid is left out when it is
+/// played.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Attach(u8, u32),
@@ -73,8 +74,8 @@ impl Play {
         Some(play)
     }
 
-    /// Asks the backend; the model follows if it can do it. A refusal must change nothing, and has to be
-    /// for memory, or one that a shared second level explains.
+    /// Asks the backend; the model follows if it can do it. A refusal must change nothing, and has
+    /// to be for memory, or one that a shared second level explains.
     fn both(&mut self, call: impl Fn(&mut dyn HostIommu) -> Result<(), HostError>) -> bool {
         let before = self.snapshot();
         match call(self.host.as_host()) {

@@ -139,8 +139,8 @@ impl Layout {
         }
     }
 
-    /// Refuses a table that no entry can name as the guest means it: a pointer wider than its field,
-    /// or a guest-physical one that would lead into the region.
+    /// Refuses a table that no entry can name as the guest means it: a pointer wider than its
+    /// field, or a guest-physical one that would lead into the region.
     pub(super) fn check_bindable(
         &self,
         table: &FirstTable,
@@ -228,5 +228,6 @@ const FOREIGN_TABLE: LeadError = LeadError::Inexpressible("a table of another ar
 /// What a domain that was not prepared for a role is called.
 const UNPREPARED: LeadError = LeadError::Inexpressible("the domain is not prepared for this role");
 
-/// What a pointer of the guest's is called that would lead into the region, or that an entry cannot hold.
+/// What a pointer of the guest's is called that would lead into the region, or that an entry cannot
+/// hold.
 const ROOT_TOO_WIDE: LeadError = LeadError::Inexpressible("the root lies above guest memory");

@@ -148,8 +148,8 @@ fn in_smmuv3(guest: &mut HeapStore) -> (Layout, FirstTable) {
 }
 
 impl World {
-    /// Domain n leads page 7 to 107 + 100 n, page 70 to 170 + 100 n, and guests' tables to themselves. The
-    /// bound table leads page 7 to 70.
+    /// Domain n leads page 7 to 107 + 100 n, page 70 to 170 + 100 n, and guests' tables to
+    /// themselves. The bound table leads page 7 to 70.
     fn new(vtd: bool) -> Self {
         let mut guest = HeapStore::new(PhysAddr::new(1 << 20), 100);
         let (mut layout, bound) = if vtd { in_vtd(&mut guest) } else { in_smmuv3(&mut guest) };
@@ -190,8 +190,8 @@ impl World {
         true
     }
 
-    /// The page that a request is led to, and how many loads that takes. Its loads from `left` on happen at
-    /// `then`, those before at `first`.
+    /// The page that a request is led to, and how many loads that takes. Its loads from `left` on
+    /// happen at `then`, those before at `first`.
     fn ask(
         &self,
         requester: Requester,
@@ -211,7 +211,8 @@ impl World {
 }
 
 impl World {
-    /// Asks with every number of loads at the first of two times: what is seen is `allowed`. How often.
+    /// Asks with every number of loads at the first of two times: what is seen is `allowed`. How
+    /// often.
     fn ask_everyhow(
         &self,
         requester: Requester,
@@ -290,8 +291,8 @@ fn replace(
     met
 }
 
-/// The replacements of `who` beside another requester that structures can say, but for an SMMU's bypass
-/// beside a second level: that ends, and has a test of its own.
+/// The replacements of `who` beside another requester that structures can say, but for an SMMU's
+/// bypass beside a second level: that ends, and has a test of its own.
 fn replacements(vtd: bool, who: Requester, beside: Requester) -> Vec<(Kind, Kind, Kind)> {
     let there = [Kind::Blocked, Kind::Domain(0), Kind::Bound(None), Kind::Bound(Some(0))];
     let all = KINDS.into_iter().flat_map(|from| {

@@ -1,8 +1,8 @@
 //! One endpoint: its stream table entry, and its context descriptors in two tables.
 //!
-//! One of the tables is in use. What changes S is written into the other one, which then takes its place by the
-//! store that changes the stream table entry: so each request sees the descriptors that belong to
-//! the stage 2 that it sees.
+//! One of the tables is in use. What changes S is written into the other one, which then takes its
+//! place by the store that changes the stream table entry: so each request sees the descriptors
+//! that belong to the stage 2 that it sees.
 
 use viommu_pasid::smmuv3::{
     ContextDescriptor, ContextTable, Stage2, StreamConfig, StreamEntry, StreamTable, Untagged,
@@ -85,8 +85,8 @@ pub(in super::super) struct Next {
     swaps: bool,
     /// Descriptors of what is blocked now, in the table that was in use.
     blocked: Vec<u32>,
-    /// Descriptors of what was led elsewhere by the stream table entry. Requests that saw the old one
-    /// may be about to read them.
+    /// Descriptors of what was led elsewhere by the stream table entry. Requests that saw the old
+    /// one may be about to read them.
     stale: Vec<u32>,
 }
 
@@ -174,8 +174,8 @@ impl Endpoint {
         self.pasids.saturating_sub(replaced)
     }
 
-    /// S, on which all that will be attached must agree: PASIDs that stay as they are, `tagged`, which
-    /// are led through `new`, and untagged traffic.
+    /// S, on which all that will be attached must agree: PASIDs that stay as they are, `tagged`,
+    /// which are led through `new`, and untagged traffic.
     fn second_level<S: TableStore>(
         &self,
         store: &S,
@@ -212,8 +212,8 @@ impl Endpoint {
         Ok(spare)
     }
 
-    /// Keeps the books of what has come into force, and clears what is blocked. True if something is to
-    /// be [settled](Self::settle) after the next drain.
+    /// Keeps the books of what has come into force, and clears what is blocked. True if something
+    /// is to be [settled](Self::settle) after the next drain.
     pub(super) fn commit<S: TableStore>(&mut self, store: &mut S, next: Next) -> bool {
         let old = self.contexts;
         if let Some(spare) = self.spare.filter(|_| next.swaps) {

@@ -1,7 +1,7 @@
 //! SMMUv3: domains have stage 1 and stage 2 tables, endpoints tables of context descriptors.
 //!
-//! A stream table entry has one stage 2, S, for all PASIDs; a context descriptor has only a stage 1. So
-//! all that is attached to an endpoint must agree on S (`docs/aux-domains.md`, shared second level):
+//! A stream table entry has one stage 2, S, for all PASIDs; a context descriptor has a stage 1 only.
+//! So all that is attached to an endpoint must agree on S (`docs/aux-domains.md`, section 8):
 //!
 //! | attached | S | what the structures say |
 //! | --- | --- | --- |
