@@ -6,6 +6,8 @@
 //! and ignores the rest. Exit codes: 0 at an ordered end, 1 at a failure, 2 for a wrong command
 //! line.
 
+mod launch;
+
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -22,6 +24,8 @@ use crate::config::{
     MAX_POLL_US, MAX_STUCK_MS, NumberError, OnStart, Pin, Sandbox, StuckDevice, VfioOptions,
 };
 use crate::iommu::Settings;
+use crate::launch::Launch;
+use launch::Launcher;
 
 /// The option that overrides all others.
 const PRINT_CAPABILITIES: &str = "--print-capabilities";
@@ -35,6 +39,8 @@ pub enum Invocation {
     Serve(Box<Config>),
     /// Write an ACPI table and end.
     Viot(ViotRequest),
+    /// Start a daemon and a QEMU that share devices, and end with QEMU.
+    Launch(Launch),
 }
 
 /// The table to write.
@@ -69,6 +75,11 @@ enum Command {
     ///
     /// For a VMM that makes none for us; QEMU takes it with -acpitable file=FILE.
     Viot(Viot),
+    /// Start a daemon and an unpatched QEMU that share devices of the host.
+    ///
+    /// QEMU's arguments describe the machine, its memory shared (share=on); the IOMMU and the
+    /// devices are added, on bus 0. The guest runs once the devices are behind the IOMMU.
+    Launch(Launcher),
 }
 
 #[derive(Debug, Args)]
@@ -230,6 +241,10 @@ where
         Some(Command::Viot(Viot { iommu, endpoints, output })) => {
             Ok(Invocation::Viot(ViotRequest { iommu, endpoints, output }))
         }
+        Some(Command::Launch(launcher)) => match launcher.into_launch() {
+            Ok(launch) => Ok(Invocation::Launch(launch)),
+            Err(error) => Err(Cli::command().error(ErrorKind::ValueValidation, error)),
+        },
         None => match Config::try_from(cli.serve) {
             Ok(config) => Ok(Invocation::Serve(Box::new(config))),
             Err(error) => Err(Cli::command().error(ErrorKind::ValueValidation, error)),

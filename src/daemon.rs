@@ -8,7 +8,7 @@
 
 mod control;
 mod door;
-mod signal;
+pub(crate) mod signal;
 mod sys;
 
 use std::io;

@@ -20,6 +20,7 @@ pub mod daemon;
 pub mod device;
 pub mod host;
 pub mod iommu;
+pub mod launch;
 pub mod protocol;
 pub mod sandbox;
 pub mod viot;

@@ -10,6 +10,7 @@ use viommu::config::{Arch, Config, INPUT_BITS, Sandbox, Socket, StuckDevice};
 use viommu::daemon::{self, Daemon, FrontEnds};
 use viommu::host::{self, Descriptors};
 use viommu::iommu::Iommu;
+use viommu::launch::{self, Launch};
 use viommu::{sandbox, viot};
 use viommu_backend::{DevicePlace, SoftwareConfig, SoftwareIommu};
 use viommu_iotlb::{Arch as Tables, HubConfig, StuckPolicy};
@@ -38,6 +39,10 @@ fn main() -> ExitCode {
             Ok(())
         }
         Ok(Invocation::Viot(request)) => write_viot(&request),
+        Ok(Invocation::Launch(launch)) => match start(&launch) {
+            Ok(status) => return status,
+            Err(error) => Err(error),
+        },
         Ok(Invocation::Serve(config)) => serve(*config),
     };
     match done {
@@ -47,6 +52,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A daemon and a QEMU, to QEMU's end; its status.
+fn start(launch: &Launch) -> Result<ExitCode, Failure> {
+    env_logger::Builder::new().filter_level(log::LevelFilter::Info).init();
+    Ok(launch::run(launch).map(ExitCode::from)?)
 }
 
 /// The ACPI table, into its file.

@@ -112,7 +112,7 @@ fn a_wrong_command_line_says_what_would_be_right() {
         ("--socket-path /s --endpoint 00:02.0 --stuck-device wait", "kill, disconnect"),
         ("--socket-path /s --endpoint 00:02.0 --log-level loud", "error, warn, info"),
         ("--socket-path /s --endpoint 00:02.0 --sandbox full", "auto, none"),
-        ("launch", "unrecognized subcommand"),
+        ("launch", "--vfio <DEVICE>"),
         ("viot --iommu 00:01.0 --output f", "--endpoint"),
         ("viot --iommu 00:01.0-00:02.0 --endpoint 00:02.0 --output f", "write [SSSS:]BB:DD.F"),
     ];
@@ -175,4 +175,46 @@ fn help_tells_each_option_and_ends_with_0() {
     ] {
         assert!(help.contains(option), "{option}");
     }
+}
+
+fn launch(line: &str) -> Result<Launch, clap::Error> {
+    match invocation(line)? {
+        Invocation::Launch(launch) => Ok(launch),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_launch_places_devices_one_after_another_unless_told_where() {
+    use crate::launch::Assigned;
+    use viommu_backend::vfio::PciAddress;
+    let device = |host, guest| Assigned {
+        host: PciAddress::new(EndpointId::new(host)),
+        guest: EndpointId::new(guest),
+    };
+    let expected = Launch {
+        devices: vec![device(0x6500, 0x20), device(0x1_6601, 0x3a)],
+        iommu: EndpointId::new(8),
+        viot: false,
+        options: vec!["--boot-bypass=off".into()],
+        qemu: ["qemu", "-M", "q35"].map(OsString::from).to_vec(),
+    };
+    let line = "launch --vfio 65:00.0 --vfio 0001:66:00.1,at=07.2 --viot off \
+                --daemon=--boot-bypass=off -- qemu -M q35";
+    assert_eq!(launch(line).unwrap(), expected);
+}
+
+#[test]
+fn a_launch_with_two_devices_at_one_place_is_refused() {
+    for devices in [
+        "--vfio 65:00.0,at=04.0 --vfio 66:00.0,at=04.0",
+        "--vfio 65:00.0 --vfio 65:00.0",
+        "--vfio 65:00.0,at=01.0",
+        "--vfio 65:00.0,at=02:01.0",
+        "--vfio nothing",
+    ] {
+        let error = launch(&format!("launch {devices} -- qemu")).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{devices}");
+    }
+    assert_eq!(launch("launch --vfio 65:00.0").unwrap_err().exit_code(), 2, "no QEMU");
 }

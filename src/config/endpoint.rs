@@ -21,6 +21,9 @@ pub enum FunctionError {
     /// The last function is below the first.
     #[error("`{0}` ends before it starts: write the lower function first")]
     Reversed(String),
+    /// Two devices at one place, or one device twice.
+    #[error("`{0}`: another device, or the IOMMU, is there already, or it has no place on bus 0")]
+    Taken(String),
 }
 
 /// A text that is no endpoint option; the message says what would be right.

@@ -18,18 +18,18 @@ type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
 
 /// Signals that have come.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Signals {
+pub(crate) struct Signals {
     fd: BorrowedFd<'static>,
 }
 
 impl Signals {
     /// From now on SIGTERM and SIGINT do not kill the process: they make this readable.
-    pub(super) fn stop() -> io::Result<Self> {
+    pub(crate) fn stop() -> io::Result<Self> {
         Self::new(&STOP, &[libc::SIGTERM, libc::SIGINT], on_stop)
     }
 
     /// From now on SIGUSR1 does not kill the process: it makes this readable.
-    pub(super) fn report() -> io::Result<Self> {
+    pub(crate) fn report() -> io::Result<Self> {
         Self::new(&REPORT, &[libc::SIGUSR1], on_report)
     }
 
@@ -48,7 +48,7 @@ impl Signals {
     }
 
     /// Forgets those that have come: no longer readable until the next one.
-    pub(super) fn forget(self) {
+    pub(crate) fn forget(self) {
         // empty already is as good
         let _ = rustix::io::read(self.fd, &mut [0; 8]);
     }

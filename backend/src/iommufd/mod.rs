@@ -18,7 +18,7 @@ use viommu_pgtable::{Access, Iova, IovaRange, Mapping};
 
 use crate::vfio::{Contents, Kernel, Piece, Pin, Place, Ram, Region};
 use crate::{Capabilities, DomainId, HostError};
-pub use open::{Devices, open, serves};
+pub use open::{Devices, descriptors, open, serves};
 pub use sys::REQUESTS;
 use sys::{Cdev, FilePart, Iommufd};
 

@@ -55,13 +55,20 @@ pub fn open(devices: Devices, pin: Pin, on_start: OnStart) -> Result<Opened, Vfi
     }
 }
 
+/// Opens iommufd and devices for a VMM that will bind them.
+///
+/// # Errors
+/// [`VfioError`].
+pub fn descriptors(devices: &[PciAddress]) -> Result<(OwnedFd, Vec<OwnedFd>), VfioError> {
+    let first = devices.first().map_or_else(String::new, PciAddress::to_string);
+    let iommufd = open_iommufd(first)?;
+    let cdevs = devices.iter().map(|address| open_cdev(*address).map(|(cdev, _)| cdev));
+    Ok((iommufd, cdevs.collect::<Result<_, _>>()?))
+}
+
 fn ours(devices: Vec<(EndpointId, PciAddress)>, pin: Pin) -> Result<Opened, VfioError> {
-    let path = Path::new(IOMMUFD);
-    let iommufd = open_both_ways(path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => no_iommufd(&devices, "there is no /dev/iommu"),
-        _ => VfioError::Open { path: path.to_owned(), source },
-    })?;
-    let iommufd = Iommufd(iommufd);
+    let first = devices.first().map_or_else(String::new, |(_, address)| address.to_string());
+    let iommufd = Iommufd(open_iommufd(first)?);
     probe(&iommufd)?;
     let (mut opened, mut reserved) = (BTreeMap::new(), BTreeMap::new());
     let mut common = Common::default();
@@ -117,18 +124,7 @@ fn bind(
     iommufd: &Iommufd,
     address: PciAddress,
 ) -> Result<(Device, Usable, Vec<Reserved>), VfioError> {
-    let name = || address.to_string();
-    let no_device = |source| VfioError::NoDevice { device: name(), source };
-    let sysfs = Sysfs::at(address).map_err(no_device)?;
-    let driver = sysfs.driver();
-    if driver.as_deref() != Some(VFIO_PCI) {
-        return Err(VfioError::NotVfio { device: name(), driver });
-    }
-    let path = sysfs.cdev().ok_or_else(|| VfioError::NoIommufd {
-        device: name(),
-        missing: "the device has no descriptor of its own",
-    })?;
-    let cdev = open_both_ways(&path).map_err(|source| VfioError::Open { path, source })?;
+    let (cdev, sysfs) = open_cdev(address)?;
     let cdev = Cdev(cdev);
     let refused =
         |call| move |source| VfioError::Refused { device: address.to_string(), call, source };
@@ -138,8 +134,37 @@ fn bind(
     let usable = iommufd.usable(empty).map_err(refused("IOMMU_IOAS_IOVA_RANGES"))?;
     cdev.detach().map_err(refused("VFIO_DEVICE_DETACH_IOMMUFD_PT"))?;
     iommufd.destroy(empty).map_err(refused("IOMMU_DESTROY"))?;
+    let no_device = |source| VfioError::NoDevice { device: address.to_string(), source };
     let known = sysfs.reserved().map_err(no_device)?;
     Ok((Device { cdev, id: Some(id), place: Place::Nowhere }, usable, known))
+}
+
+/// A device's own descriptor, and its folder in sysfs.
+fn open_cdev(address: PciAddress) -> Result<(OwnedFd, Sysfs), VfioError> {
+    let name = || address.to_string();
+    let sysfs =
+        Sysfs::at(address).map_err(|source| VfioError::NoDevice { device: name(), source })?;
+    let driver = sysfs.driver();
+    if driver.as_deref() != Some(VFIO_PCI) {
+        return Err(VfioError::NotVfio { device: name(), driver });
+    }
+    let path = sysfs.cdev().ok_or_else(|| VfioError::NoIommufd {
+        device: name(),
+        missing: "the device has no descriptor of its own",
+    })?;
+    let cdev = open_both_ways(&path).map_err(|source| VfioError::Open { path, source })?;
+    Ok((cdev, sysfs))
+}
+
+/// iommufd, for `device` first of all.
+fn open_iommufd(device: String) -> Result<OwnedFd, VfioError> {
+    let path = Path::new(IOMMUFD);
+    open_both_ways(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => {
+            VfioError::NoIommufd { device, missing: "there is no /dev/iommu" }
+        }
+        _ => VfioError::Open { path: path.to_owned(), source },
+    })
 }
 
 /// Whether the kernel has the newest call that is needed: tried on a page of our own, because there is no
@@ -194,9 +219,4 @@ impl Common {
 
 fn open_both_ways(path: &Path) -> io::Result<OwnedFd> {
     Ok(File::options().read(true).write(true).open(path)?.into())
-}
-
-fn no_iommufd(devices: &[(EndpointId, PciAddress)], missing: &'static str) -> VfioError {
-    let device = devices.first().map_or_else(String::new, |(_, address)| address.to_string());
-    VfioError::NoIommufd { device, missing }
 }
