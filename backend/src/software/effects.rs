@@ -93,8 +93,9 @@ impl HostIommu for SoftwareIommu {
         }
     }
 
-    /// A second level for VT-d, both of stage 1 and 2 for SMMUv3 where both roles are played. A
-    /// table that finds no room is given back; its pages serve again after the next drain.
+    /// A second level for VT-d; for SMMUv3 stage 1, stage 2, or both where both roles are played.
+    /// Nothing leads to the new table yet; one that finds no room is given back before this
+    /// returns.
     fn prepare(
         &mut self,
         domain: DomainId,
@@ -107,7 +108,11 @@ impl HostIommu for SoftwareIommu {
         };
         let domain = self.domains.get_mut(&domain).ok_or(NO_DOMAIN)?;
         let store = &mut Budget(self.hub.region_mut());
-        domain.prepare(&self.layout.formats(), form, store, mappings)
+        let prepared = domain.prepare(&self.layout.formats(), form, store, mappings);
+        if prepared.is_err() {
+            self.sync();
+        }
+        prepared
     }
 
     fn bind(&mut self, id: DomainId, table: &FirstTable, output: Output) -> Result<(), HostError> {

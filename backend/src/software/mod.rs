@@ -147,13 +147,15 @@ impl SoftwareIommu {
     /// which needs pages; where none is free, what was freed before is drained first, so that a
     /// guest which used up all memory can still attach.
     fn lead(&mut self, requesters: &[Requester], target: Target) -> Result<(), HostError> {
-        let led = match self.try_lead(requesters, target) {
-            Err(LeadError::Set(SetError::OutOfTables(_)) | LeadError::Busy) => {
-                self.sync();
-                self.try_lead(requesters, target)
-            }
-            done => done,
-        };
+        let mut led = self.try_lead(requesters, target);
+        if let Err(LeadError::Set(SetError::OutOfTables(_)) | LeadError::Busy) = led {
+            self.sync();
+            led = self.try_lead(requesters, target);
+        }
+        if led.is_err() {
+            // copies that were made serve again
+            self.sync();
+        }
         Ok(led?)
     }
 

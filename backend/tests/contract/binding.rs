@@ -7,7 +7,7 @@ use viommu_backend::{
 use viommu_iotlb::{Arch, HubConfig};
 use viommu_pasid::vtd::{FirstControls, FirstLevel};
 use viommu_pasid::{FirstTable, Requester};
-use viommu_pgtable::{Access, Granule, Iova, Mapping, PhysAddr};
+use viommu_pgtable::{Access, Granule, Iova, Mapping, PhysAddr, TableStore};
 
 use crate::guest::{Driver, Guest};
 use crate::{ONE, PAGE, Subject, TWO, mapping, pasid, recording, rid, software_of};
@@ -374,5 +374,25 @@ fn five_levels_can_be_bound_where_iovas_have_57_bits() {
         let (root, controls) = (PhysAddr::new(0x1000), FirstControls::empty());
         let table = FirstTable::Vtd(FirstLevel { root, five_levels: true, controls });
         assert_eq!(host.bind(ONE, &table, Output::GuestPhysical).is_ok(), offered == 57);
+    }
+}
+
+#[test]
+fn a_second_level_that_finds_no_room_takes_none() {
+    for arch in [Arch::Vtd, Arch::SmmuV3] {
+        let mut host = software_of(arch, 1 << 20);
+        host.create_domain(ONE).unwrap();
+        // 16 GiB apart: each needs two tables of its own
+        let scattered: Vec<_> = (0..80).map(|n| mapping(n << 22, 1, n, Access::RW)).collect();
+        scattered.iter().for_each(|mapping| host.map(ONE, mapping).unwrap());
+        host.sync();
+        let before = host.hub().region().pages_left();
+        let prepared = host.prepare(ONE, Role::SecondLevel, &mut scattered.iter().copied());
+        // VT-d has that table already, and an SMMU has no room for another
+        match arch {
+            Arch::Vtd => prepared.unwrap(),
+            Arch::SmmuV3 => assert!(matches!(prepared, Err(HostError::OutOfTables(_)))),
+        }
+        assert_eq!(host.hub().region().pages_left(), before);
     }
 }
