@@ -58,6 +58,9 @@ pub enum SpecError {
     /// One device for two functions, or two places for one.
     #[error("vfio= is for one function, without socket=: the device is the host's")]
     VfioShared,
+    /// A device of the host with PASIDs.
+    #[error("vfio= serves no PASIDs: leave pasid-bits out")]
+    VfioPasids,
 }
 
 /// Functions from one to another, both inclusive, in the order of their ids.
@@ -182,6 +185,9 @@ impl EndpointOption {
         option.vfio = words.device()?;
         if option.vfio.is_some() && (is_range || option.socket.is_some()) {
             return Err(SpecError::VfioShared);
+        }
+        if option.vfio.is_some() && option.pasid_bits > 0 {
+            return Err(SpecError::VfioPasids);
         }
         Ok(option)
     }

@@ -254,6 +254,7 @@ fn a_vfio_device_is_an_address_or_two_descriptors() {
 fn a_vfio_device_that_is_half_named_or_shared_is_refused() {
     for (spec, error) in [
         ("00:04.0,vfio=65", SpecError::Vfio("65".to_owned())),
+        ("00:04.0,vfio=0000:65:00.0,pasid-bits=8", SpecError::VfioPasids),
         ("00:04.0,vfio=fd:31", SpecError::Vfio("fd:31".to_owned())),
         ("00:04.0,vfio=fd:-1,iommufd=fd:30", SpecError::Vfio("fd:-1".to_owned())),
         ("00:04.0,vfio=01:00.0,iommufd=fd:3", SpecError::IommufdAlone),

@@ -210,6 +210,22 @@ fn ax21_a_detached_pasid_reaches_nothing_and_is_free_again() {
 }
 
 #[test]
+fn ax21_within_one_batch_a_detached_pasid_is_not_chosen_again() {
+    enabled_in_both(|mut rig| {
+        assert_eq!(rig.attach_any(1, ENDPOINT), Ok(1));
+        let guest = &mut rig.guest;
+        guest.queue_request(0, &wire::detach(1, ENDPOINT, 1), 4);
+        guest.queue_request(1, &wire::attach(1, ENDPOINT, wire::PASID_ANY, 0), 12);
+        guest.requests.notify();
+        guest.requests.wait_used();
+        guest.requests.wait_used();
+        let answer = guest.read_answer(1, 12);
+        assert_eq!(answer, [2, 0, 0, 0, 0, 0, 0, 0, OK, 0, 0, 0], "1 may still be in use");
+        assert_eq!(rig.attach_any(1, ENDPOINT), Ok(1), "the batch is over");
+    });
+}
+
+#[test]
 fn ax22_attributes_tell_what_requests_have_made() {
     in_both(|mut rig| {
         let of = |rig: &mut Rig, endpoint| {
