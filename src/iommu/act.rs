@@ -118,8 +118,8 @@ impl Iommu {
             Space::Bypass => None,
             Space::Mapped(mapped) => Some(mapped),
         });
-        let mut mappings = mapped.into_iter().flat_map(|mapped| mapped.mappings.iter());
-        host.prepare(id, role, &mut mappings.by_ref().filter(reaches_host))
+        let mappings = mapped.into_iter().flat_map(|mapped| mapped.mappings.iter());
+        host.prepare(id, role, &mut mappings.filter(reaches_host))
     }
 
     fn detach(&mut self, host: &mut dyn HostIommu, id: EndpointId) -> Result<(), HostError> {
