@@ -30,9 +30,10 @@ ready() { say "ready $1"; read -r answer <&3; }
 
 # attempt NAME COMMAND...: a check that passes when the command does; its last line is what it says
 attempt() {
-	local name=$1
+	# several may be under way at once
+	local name=$1 out=/tmp/out.$1
 	shift
-	if "$@" >/tmp/out 2>&1; then ok "$name" "$(tail -n 1 /tmp/out)"; else fail "$name" "$(tail -n 1 /tmp/out)"; fi
+	if "$@" >"$out" 2>&1; then ok "$name" "$(tail -n 1 "$out")"; else fail "$name" "$(tail -n 1 "$out")"; fi
 }
 
 # within SECONDS COMMAND...: runs the command until it succeeds; fails when it never does

@@ -5,15 +5,15 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::suite::set::{BARE, Set};
 use crate::suite::stage::Stage;
-use crate::suite::{ARM_FIRST, Arch, Scenario, compare};
+use crate::suite::{Arch, NEWEST_FIRST, Scenario, compare};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
     name: "four-cpus",
     about: "4 processors, a disk with 4 queues, strict, a user-space driver beside",
     script: include_str!("../../../../guest/scenarios/four-cpus.sh"),
-    guests: ARM_FIRST,
+    guests: NEWEST_FIRST,
     arch: Arch::Vtd,
-    set: Set { append: "iommu.strict=1", cpus: 4, disks: &[64], queues: 4, engines: 1, ..BARE },
+    set: Set { append: "iommu.strict=1", cpus: 4, disks: &[32], queues: 4, engines: 1, ..BARE },
     limit: Duration::from_secs(400),
     play,
 };

@@ -5,13 +5,13 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::suite::set::{BARE, Set};
 use crate::suite::stage::Stage;
-use crate::suite::{Arch, OLDER_FIRST, Scenario, compare};
+use crate::suite::{ARM_FIRST, Arch, Scenario, compare};
 
 pub(crate) const SCENARIO: Scenario = Scenario {
     name: "strict",
     about: "iommu.strict=1: each buffer is unmapped at once",
     script: include_str!("../../../../guest/scenarios/strict.sh"),
-    guests: OLDER_FIRST,
+    guests: ARM_FIRST,
     arch: Arch::SmmuV3,
     set: Set { append: "iommu.strict=1", disks: &[128], ..BARE },
     limit: Duration::from_secs(240),
