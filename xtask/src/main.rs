@@ -65,6 +65,8 @@ enum Order {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         more: Vec<String>,
     },
+    /// Writes the table of sequences and verdicts into docs/aux-domains.md
+    AuxTable,
     /// Runs one guest scenario, or all
     Guest {
         /// The scenario; all if there is none
@@ -117,6 +119,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         }
         Order::Demo => demo::run(sources).map(|()| true),
         Order::Oracle { more } => succeeds(oracle::command(sources, more)?),
+        Order::AuxTable => succeeds(test::aux_table()),
         Order::Stress { seconds } => succeeds(test::stress(*seconds)),
         Order::Fuzz { more } => succeeds(test::fuzz(more)),
         Order::Test { full } => test::run(*full, sources),

@@ -7,6 +7,7 @@ mod stand;
 #[path = "../../../examples/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "what is for programs and other devices")]
 mod support;
+mod table;
 
 use viommu_guest::sequences;
 

@@ -63,6 +63,14 @@ pub(crate) fn stress(seconds: u32) -> Command {
     cargo
 }
 
+/// The sequences of auxiliary domains with both kinds of structures; what they saw goes into the page.
+pub(crate) fn aux_table() -> Command {
+    let mut cargo = build::cargo();
+    cargo.args(["test", "--package", "viommu", "--test", "it", "sequences::table"]);
+    cargo.env("VIOMMU_WRITE_TABLES", "1");
+    cargo
+}
+
 /// How long the fuzz lane runs each target.
 const FUZZ_SECONDS: u32 = 5;
 

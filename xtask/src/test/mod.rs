@@ -14,7 +14,7 @@ use crate::suite::tools::Sources;
 use crate::suite::{self, Outcome, Selection};
 use crate::ui::{note, seconds, table};
 use lane::LANES;
-pub(crate) use lane::{STRESS_SECONDS, fuzz, stress};
+pub(crate) use lane::{STRESS_SECONDS, aux_table, fuzz, stress};
 use tally::Tally;
 
 /// Runs all lanes, each to its end, whatever came of those before.
