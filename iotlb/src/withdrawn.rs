@@ -10,14 +10,16 @@ const MAX_TOLD_APART: usize = 1024;
 /// Translations that were withdrawn. Table pages need no mention: a drain waits for all readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Withdrawn {
-    /// A range of one requester: UNMAP, for each requester that used the domain.
+    /// A range of one requester's inputs: UNMAP, for each requester that goes through the domain
+    /// alone, and INVALIDATE.
     Range {
         /// Who can no longer use it.
         requester: Requester,
         /// What can no longer be used.
         range: IovaRange,
     },
-    /// All of one requester: DETACH, or an ATTACH that replaces.
+    /// All of one requester: DETACH, or an ATTACH that replaces; an UNMAP below its bound table, of
+    /// which nobody knows the inputs that lead there.
     Requester(Requester),
     /// All of an endpoint, its PASIDs included.
     Endpoint(EndpointId),

@@ -21,7 +21,7 @@
 //! Layouts are the manuals', and entries are packed and unpacked without loss. A lookup takes a
 //! bounded number of loads, whatever the bytes say, and no load of the daemon's structures at an
 //! address that the guest wrote. An entry that may be in use changes by one 64-bit store, or not at
-//! all.
+//! all; several that belong together are [`Staged`] first.
 //!
 //! # What it leaves out
 //!

@@ -301,3 +301,46 @@ fn these_plays_reach_memory_through_bound_tables_and_run_out_of_it() {
         assert!(reached > 100 && starved > 20, "{arch:?}: {reached} {starved}");
     }
 }
+
+/// Every kind of change, each in need of memory, alone or for what others have left: a domain bound
+/// through itself, then a child and its parent beside it, then a table without a second level.
+const STEPS: [Step; 16] = [
+    Step::Map(3, 0, 300),
+    Step::Attach(2, 3),
+    Step::Attach(0, 3),
+    Step::Bind(3, Some(3)),
+    Step::Unbind(3),
+    Step::Bind(3, Some(3)),
+    Step::Map(3, 1 << 20, 1),
+    Step::Detach(2),
+    Step::Map(0, 0, 700),
+    Step::Bind(1, Some(0)),
+    Step::Attach(5, 1),
+    Step::Attach(1, 0),
+    Step::Map(0, 1 << 20, 1),
+    Step::Bind(2, None),
+    Step::Attach(3, 2), // beside a second level: not on SMMUv3
+    Step::Attach(5, 2),
+];
+
+#[test]
+fn whichever_step_of_binding_finds_no_memory_changes_nothing() {
+    for arch in [Arch::Vtd, Arch::SmmuV3] {
+        let mut refused = [0; STEPS.len()];
+        let mut enough = 0;
+        // from too little for the endpoints to enough for all, page by page
+        for pages in 10..140 {
+            let Some(mut play) = Play::new(arch, pages) else { continue };
+            for (step, refused) in STEPS.iter().zip(&mut refused) {
+                let before = play.starved;
+                play.play(*step);
+                play.check();
+                *refused += play.starved - before;
+                play.play(Step::Sync);
+            }
+            enough += u32::from(play.starved == 0);
+        }
+        let kinds = refused.iter().filter(|count| **count > 0).count();
+        assert!(kinds >= 10 && enough > 10, "{arch:?}: {refused:?}, {enough}");
+    }
+}
