@@ -9,6 +9,7 @@ mod pasids;
 mod scale;
 mod store;
 mod tables;
+mod tables_follow;
 
 use viommu_backend::{
     Call, Capabilities, DomainId, EndpointCapabilities, FirstFormat, HostIommu, Output, Recording,

@@ -16,20 +16,20 @@ use crate::protocol::{
     ResvMem,
 };
 
-const ENDPOINTS: [EndpointId; 3] = [A, B, C];
+pub(super) const ENDPOINTS: [EndpointId; 3] = [A, B, C];
 const MAX_DOMAINS: usize = 3;
 const MAX_MAPPINGS: usize = 6;
 /// Pages that can be mapped: 1 to 40.
-const INPUT: (u64, u64) = (1, 40);
+pub(super) const INPUT: (u64, u64) = (1, 40);
 
 /// B has a reserved region that the others have not.
-fn reserved(endpoint: EndpointId) -> Vec<ResvMem> {
+pub(super) fn reserved(endpoint: EndpointId) -> Vec<ResvMem> {
     let region = |first, last| ResvMem { kind: ResvKind::Reserved, range: pages(first, last) };
     if endpoint == B { vec![region(10, 11), region(30, 30)] } else { vec![region(30, 30)] }
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Request(Request),
     SetBypass(bool),
     Park,
@@ -127,7 +127,7 @@ fn request() -> impl Strategy<Value = Request> {
     ]
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let endpoint = prop::sample::select(ENDPOINTS.to_vec());
     prop_oneof![
         40 => request().prop_map(Step::Request),
