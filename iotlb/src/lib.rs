@@ -77,7 +77,7 @@
 //! # What it leaves out
 //!
 //! Who maps what (the daemon's business), and guest memory itself: the VMM gives it to the device.
-//! Tables that a guest has bound lie in it: [`Guard::translate_with`] and [`IovaMemory`] read them
+//! Tables that a guest has bound lie in it: [`Guard::translate_with`] and `IovaMemory` read them
 //! there, [`Guard::translate`] faults. The layout is `docs/iotlb-abi.md`, version [`abi::VERSION`]; a reader or daemon of another version is refused.
 //! A connection must not be used in a process that was forked after it was made.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]

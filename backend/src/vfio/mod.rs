@@ -1,7 +1,7 @@
 //! Devices of the host, assigned to the guest with VFIO: the host's IOMMU translates.
 //!
 //! What it is: the books of what the guest has mapped and attached, over one of two kernel interfaces:
-//! [`iommufd`](crate::iommufd) or [`type1`](crate::type1). What it guarantees: what is unmapped or detached
+//! [`iommufd`] or [`type1`]. What it guarantees: what is unmapped or detached
 //! is out of the host's tables when the call returns; what the kernel refuses to take out is cut off with
 //! all its endpoints. What it leaves out: PASIDs, bound tables, faults (the host's kernel logs those).
 //!
