@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench requests` prints tables in Markdown, those of `docs/performance.md`. This process
 //! plays the VMM and its guest's driver; the daemon is a process of its own. `--quick` makes fewer
-//! rounds over fewer mappings, `--live N` all of them over N mappings.
+//! rounds over fewer mappings, `--live N` all of them over N mappings. `--qemu-root PATH`, where Debian's
+//! packages are unpacked, or `--qemu PROGRAM` measures QEMU's own virtio-iommu beside ours.
 //!
 //! # What is measured
 //!
@@ -27,6 +28,9 @@ mod costs;
 mod cpu;
 mod driver;
 mod figures;
+mod memory;
+mod qemu;
+mod readers;
 #[expect(dead_code, reason = "the integration tests' VMM, of which a bench needs a part")]
 #[path = "../../tests/it/support/mod.rs"]
 mod support;
@@ -35,6 +39,11 @@ mod work;
 use costs::Scope;
 
 fn main() {
-    let scope = Scope::from_arguments(std::env::args());
+    readers::translate_if_told_to();
+    let arguments: Vec<_> = std::env::args().collect();
+    let scope = Scope::from_arguments(&arguments);
     costs::print(&scope);
+    qemu::print_if_named(&scope, &arguments);
+    readers::print(&scope);
+    memory::print(&scope);
 }

@@ -47,16 +47,21 @@ impl Work {
     }
 }
 
+/// Where a page is.
+pub(crate) const fn page_at(page: u64) -> u64 {
+    BASE + page * PAGE
+}
+
 /// MAP of a page; neighbours lead far from each other.
 pub(crate) fn map_page(page: u64) -> Vec<u8> {
-    let start = BASE + page * PAGE;
+    let start = page_at(page);
     let output = (page.wrapping_mul(0x9e37_79b1) & 0xff_ffff) * 2 * PAGE;
     map(DOMAIN, start, start + PAGE - 1, output, READ | WRITE)
 }
 
 /// UNMAP of a page.
 pub(crate) fn unmap_page(page: u64) -> Vec<u8> {
-    let start = BASE + page * PAGE;
+    let start = page_at(page);
     unmap(DOMAIN, start, start + PAGE - 1)
 }
 

@@ -26,6 +26,16 @@ impl Batch {
         Self::default()
     }
 
+    /// Stores 8 bits at a physical address.
+    pub fn write8(&mut self, at: u64, value: u8) -> &mut Self {
+        self.command(format_args!("writeb {at:#x} {value:#x}"))
+    }
+
+    /// Stores 16 bits at a physical address.
+    pub fn write16(&mut self, at: u64, value: u16) -> &mut Self {
+        self.command(format_args!("writew {at:#x} {value:#x}"))
+    }
+
     /// Stores 32 bits at a physical address.
     pub fn write32(&mut self, at: u64, value: u32) -> &mut Self {
         self.command(format_args!("writel {at:#x} {value:#x}"))

@@ -3,6 +3,7 @@
 //! Whatever is missing is fetched into a cache first: QEMU, guest kernels and busybox out of
 //! Debian's packages, without installing them.
 
+mod bench;
 mod command;
 mod demo;
 mod error;
@@ -46,6 +47,12 @@ enum Order {
         /// The whole matrix: every scenario in every guest
         #[arg(long)]
         full: bool,
+    },
+    /// Measures MAP, UNMAP and translation beside the peers': the tables of docs/performance.md
+    Bench {
+        /// Fewer rounds over fewer mappings
+        #[arg(long)]
+        quick: bool,
     },
     /// Compares our tables with QEMU's emulated IOMMUs, which walk the same bytes
     Oracle {
@@ -118,6 +125,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
             suite::tools::fetch(sources, &rows).map(|()| true)
         }
         Order::Demo => demo::run(sources).map(|()| true),
+        Order::Bench { quick } => bench::run(sources, *quick),
         Order::Oracle { more } => succeeds(oracle::command(sources, more)?),
         Order::AuxTable => succeeds(test::aux_table()),
         Order::Stress { seconds } => succeeds(test::stress(*seconds)),
