@@ -89,6 +89,9 @@ pub enum LaunchError {
     /// QEMU's monitor did not say what was expected.
     #[error("QEMU: {0}")]
     Qmp(#[from] QmpError),
+    /// QEMU has ended before the guest ran; its own message says why.
+    #[error("QEMU has ended before the guest ran ({0})")]
+    QemuEnded(ExitStatus),
     /// The daemon did not take the devices over.
     #[error("the daemon does not take the devices over: {0}")]
     Refused(String),
@@ -127,6 +130,11 @@ impl Process {
         let _ = kill_process(Pid::from_child(&self.child), signal);
     }
 
+    /// How it has ended, if it has.
+    fn ended_early(&mut self) -> Result<Option<ExitStatus>, LaunchError> {
+        self.child.try_wait().map_err(system("waiting for a process"))
+    }
+
     fn wait(&mut self) -> Result<ExitStatus, LaunchError> {
         self.child.wait().map_err(system("waiting for a process"))
     }
@@ -163,7 +171,10 @@ pub fn run(launch: &Launch) -> Result<u8, LaunchError> {
     let mut qemu = Process::start(command, &[&shared[..], &[&front, &qemus]].concat())?;
     drop((back, theirs, front, qemus));
 
-    let monitor = take_over(monitor, control)?;
+    let monitor = match take_over(monitor, control) {
+        Ok(monitor) => monitor,
+        Err(error) => return Err(qemu.ended_early()?.map_or(error, LaunchError::QemuEnded)),
+    };
     let ended = wait(&mut daemon, &mut qemu, stop)?;
     drop(monitor);
     Ok(exit_of(ended))
@@ -246,7 +257,7 @@ fn qemu_command(
     let mut qemu = Command::new(words.next().map_or_else(OsString::new, OsString::clone));
     qemu.args(words).arg("-S");
     qemu.arg("-chardev").arg(format!("socket,id=viommu-qmp,fd={}", monitor.as_raw_fd()));
-    qemu.args(["-mon", "chardev=viommu-qmp,mode=control"]);
+    qemu.args(["-qmp", "chardev:viommu-qmp"]);
     qemu.arg("-chardev").arg(format!("socket,id=viommu,fd={}", front_end.as_raw_fd()));
     // 23 is the IOMMU's device type; 40 bytes are its configuration (virtio 1.4, 5.13)
     qemu.arg("-device").arg(format!(
@@ -255,9 +266,11 @@ fn qemu_command(
         place(launch.iommu)
     ));
     qemu.arg("-object").arg(format!("iommufd,id=viommu-host,fd={}", iommufd.as_raw_fd()));
-    for (assigned, device) in launch.devices.iter().zip(devices) {
+    for (number, (assigned, device)) in launch.devices.iter().zip(devices).enumerate() {
         let (fd, addr) = (device.as_raw_fd(), place(assigned.guest));
-        qemu.arg("-device").arg(format!("vfio-pci,fd={fd},iommufd=viommu-host,addr={addr}"));
+        qemu.arg("-device").arg(format!(
+            "vfio-pci,id=viommu-device{number},fd={fd},iommufd=viommu-host,addr={addr}"
+        ));
     }
     qemu
 }
@@ -310,9 +323,9 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let qemu = words(&qemu_command(&launch(), (&iommufd, &devices), (&ours, &theirs)));
         assert_eq!(qemu[..3], ["-M", "q35", "-S"]);
-        for (device, addr) in devices.iter().zip(["4.0", "5.3"]) {
-            let fd = device.as_raw_fd();
-            let wanted = format!("vfio-pci,fd={fd},iommufd=viommu-host,addr={addr}");
+        for ((number, device), addr) in devices.iter().enumerate().zip(["4.0", "5.3"]) {
+            let (id, fd) = (format!("viommu-device{number}"), device.as_raw_fd());
+            let wanted = format!("vfio-pci,id={id},fd={fd},iommufd=viommu-host,addr={addr}");
             assert!(qemu.contains(&wanted), "{wanted} in {qemu:?}");
         }
         let daemon = daemon_command(&launch(), (&iommufd, &devices), (&ours, &theirs)).unwrap();
