@@ -229,8 +229,9 @@ pub trait HostIommu: Send {
     /// or all of it: the guest has changed it.
     fn invalidate(&mut self, domain: DomainId, range: Option<IovaRange>);
 
-    /// Sends the DMA of `requester` to `target`, atomically replacing where it went before: a DMA
-    /// sees the old or the new, never neither. Withdraws the old.
+    /// Sends the DMA of `requester` to `target`, replacing where it went before: a DMA sees the old
+    /// or the new. Only where the host's kernel has no such step may one be refused in between.
+    /// Withdraws the old.
     ///
     /// # Errors
     /// [`HostError`]; the old target stays. [`Target::Blocked`] only withdraws, and cannot fail.
