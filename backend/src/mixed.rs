@@ -21,7 +21,8 @@ const BOUND_ELSEWHERE: HostError =
 
 /// Backend `A` for all endpoints but those that belong to `B`.
 ///
-/// [`bind`](HostIommu::bind) is `A`'s alone: a domain that has an endpoint of `B` cannot be bound.
+/// [`bind`](HostIommu::bind) is `A`'s alone: a domain that has an endpoint of `B` cannot be bound. It can
+/// be the parent of one that is.
 #[derive(Debug)]
 pub struct Mixed<A, B> {
     first: A,
@@ -236,8 +237,10 @@ impl<A: HostIommu, B: HostIommu> HostIommu for Mixed<A, B> {
     ) -> Result<(), HostError> {
         let Some(second) = &mut self.second else { return self.first.bind(domain, table, output) };
         second.only_first(domain)?;
-        if let Output::Through(parent) = output {
-            second.only_first(parent)?;
+        if let Output::Through(parent) = output
+            && parent != domain
+        {
+            second.join_empty(&mut self.first, parent, Side::First)?;
         }
         second.join_empty(&mut self.first, domain, Side::First)?;
         self.first.bind(domain, table, output)?;

@@ -1,10 +1,11 @@
-use viommu_pasid::{EndpointId, Requester};
+use viommu_pasid::vtd::{FirstControls, FirstLevel};
+use viommu_pasid::{EndpointId, FirstTable, Requester};
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
 
 use super::Mixed;
 use crate::recording::{Call, Recording};
 use crate::state::State;
-use crate::{Capabilities, DomainId, HostError, HostIommu, Role, Target};
+use crate::{Capabilities, DomainId, HostError, HostIommu, Output, Role, Target};
 
 /// A process's endpoint, and a device of the host's.
 const SOFT: Requester = Requester::rid(EndpointId::new(0x10));
@@ -52,6 +53,31 @@ fn a_domain_is_in_a_backend_only_once_an_endpoint_of_it_enters() {
     let (soft, hard) = states(&mut host);
     assert_eq!(soft, State::default());
     assert_eq!(hard.translate(HARD, Iova::new(0x1004), Access::READ), Some(PhysAddr::new(0x5004)));
+}
+
+#[test]
+fn a_domain_of_both_can_be_the_parent_of_what_is_bound_in_the_first() {
+    let mut host = mixed();
+    let child = DomainId::new(8);
+    host.create_domain(DOMAIN).unwrap();
+    host.create_domain(child).unwrap();
+    enter(&mut host, HARD, &[]);
+    let held = [page(0x1000, 0x5000)];
+    host.map(DOMAIN, &held[0]).unwrap();
+    let controls = FirstControls::empty();
+    let root = PhysAddr::new(0x1000);
+    let table = FirstTable::Vtd(FirstLevel { root, five_levels: false, controls });
+    let through = Output::Through(DOMAIN);
+    assert!(matches!(host.bind(child, &table, through), Err(HostError::Unsupported(_))));
+    host.prepare(DOMAIN, Role::SecondLevel, &mut held.iter().copied()).unwrap();
+    host.bind(child, &table, through).unwrap();
+    host.attach(SOFT, Target::Domain(child)).unwrap();
+    host.map(DOMAIN, &page(0x8000, 0x9000)).unwrap();
+    let (soft, hard) = states(&mut host);
+    assert_eq!(soft.domains[&DOMAIN], hard.domains[&DOMAIN]);
+    assert_eq!(soft.bound, [(child, (table, through))].into());
+    assert_eq!(hard.bound, [].into());
+    assert!(matches!(host.attach(HARD, Target::Domain(child)), Err(HostError::Unsupported(_))));
 }
 
 #[test]
