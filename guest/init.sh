@@ -72,6 +72,7 @@ group_at() {
 # the devices of our own, by the addresses that the host gives them
 disk_function=00:03.0
 engine_function=00:04.0
+other_engine_function=00:07.0
 second_function=00:06.0
 
 # rebind ADDRESS DRIVER: the driver lets the function go, and the one that fits takes it

@@ -10,7 +10,7 @@ use crate::initramfs::Program;
 use crate::ui::Step;
 
 /// The programs inside a guest, by the names they have there.
-const GUEST_PROGRAMS: [&str; 3] = ["disk-bench", "disk-check", "vfio-dma"];
+const GUEST_PROGRAMS: [&str; 4] = ["aux", "disk-bench", "disk-check", "vfio-dma"];
 
 /// What runs in the guests of the host suite, by the names that it has there.
 const HOST_PROGRAMS: [&str; 2] = ["vhost-user-iommu", "host-suite"];

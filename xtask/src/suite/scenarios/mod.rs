@@ -1,5 +1,6 @@
 //! The scenarios; the guest's halves are in `guest/scenarios`.
 
+mod aux;
 mod bypass;
 mod daemon_killed;
 mod disk;
@@ -27,6 +28,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     disk::SCENARIO,
     strict::SCENARIO,
     vfio::SCENARIO,
+    aux::SCENARIO,
     passthrough::SCENARIO,
     memory::SCENARIO,
     two_disks::SCENARIO,
