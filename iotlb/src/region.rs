@@ -23,6 +23,8 @@ const MAX_PAGES: u64 = 1 << 32;
 struct Run {
     first: u32,
     pages: u32,
+    /// Every word is zero.
+    clean: bool,
 }
 
 /// The memfd that tables live in, mapped writable once, here.
@@ -42,6 +44,8 @@ pub struct Region {
     next: u64,
     /// Free runs that were handed out before, by the logarithm of their length.
     free: [Vec<u32>; RUN_CLASSES],
+    /// Free single pages in which every word is zero: tables that were left empty. They are taken first.
+    clean: Vec<u32>,
     /// Freed, and perhaps still read.
     limbo: Vec<Run>,
     pages_left: u64,
@@ -79,6 +83,7 @@ impl Region {
             epoch: section::FIRST_EPOCH,
             next: 1,
             free: Default::default(),
+            clean: Vec::new(),
             limbo: Vec::new(),
             pages_left: bytes / PAGE_BYTES - 1,
             live: Vec::new(),
@@ -145,7 +150,9 @@ impl Region {
     fn put_free(&mut self, run: Run) {
         self.pages_left += u64::from(run.pages);
         let class = usize::try_from(run.pages.trailing_zeros()).unwrap_or(usize::MAX);
-        if run.pages.is_power_of_two()
+        if run.clean && run.pages == 1 {
+            self.clean.push(run.first);
+        } else if run.pages.is_power_of_two()
             && let Some(list) = self.free.get_mut(class)
         {
             list.push(run.first);
@@ -156,6 +163,12 @@ impl Region {
 
     /// A recycled run of exactly `1 << class` pages, cut from a longer one if need be.
     fn take_free(&mut self, class: usize) -> Option<u32> {
+        if class == 0
+            && let Some(first) = self.clean.pop()
+        {
+            debug_assert!(self.is_zero(first), "page {first} was freed as clean and is not");
+            return Some(first);
+        }
         let found = (class..RUN_CLASSES).find(|c| self.free.get(*c).is_some_and(|l| !l.is_empty()));
         let mut at = found?;
         let first = self.free.get_mut(at)?.pop()?;
@@ -163,7 +176,7 @@ impl Region {
             at -= 1;
             self.free.get_mut(at)?.push(first + (1 << at));
         }
-        self.clear(Run { first, pages: 1 << class });
+        self.clear(first, 1 << class);
         Some(first)
     }
 
@@ -180,13 +193,26 @@ impl Region {
     }
 
     /// Zeroes recycled pages. Relaxed: no table leads to them until a later store (Release) does.
-    fn clear(&mut self, run: Run) {
-        for page in run.first..run.first + run.pages {
+    fn clear(&mut self, first: u32, pages: u32) {
+        for page in first..first + pages {
             let words = self.mapping.page(u64::from(page) * PAGE_BYTES);
             words.into_iter().flatten().for_each(|word| word.store(0, Ordering::Relaxed));
             if let Some(live) = self.live.get_mut(page as usize) {
                 *live = 0;
             }
+        }
+    }
+
+    fn is_zero(&self, page: u32) -> bool {
+        let words = self.mapping.page(u64::from(page) * PAGE_BYTES);
+        words.is_some_and(|words| words.iter().all(|word| word.load(Ordering::Relaxed) == 0))
+    }
+
+    /// Puts pages where they wait for the next drain.
+    fn rest(&mut self, start: PhysAddr, pages: u64, clean: bool) {
+        let first = u32::try_from(self.index(start));
+        if let (Ok(first), Ok(pages)) = (first, u32::try_from(pages)) {
+            self.limbo.push(Run { first, pages, clean });
         }
     }
 
@@ -239,10 +265,11 @@ impl TableStore for Region {
     }
 
     fn free_pages(&mut self, start: PhysAddr, pages: u64) {
-        let first = u32::try_from(self.index(start));
-        if let (Ok(first), Ok(pages)) = (first, u32::try_from(pages)) {
-            self.limbo.push(Run { first, pages });
-        }
+        self.rest(start, pages, false);
+    }
+
+    fn free_clean_pages(&mut self, start: PhysAddr, pages: u64) {
+        self.rest(start, pages, true);
     }
 
     fn pages_left(&self) -> u64 {
@@ -305,6 +332,22 @@ mod tests {
         region.reclaim();
         assert_eq!(region.alloc_pages(1), Ok(taken));
         assert_eq!((region.load(taken), region.live(taken)), (Some(0), 0));
+    }
+
+    #[test]
+    fn pages_freed_clean_come_back_first_and_are_as_many_as_before() {
+        let mut region = region(3);
+        let [dirty, clean] = [(); 2].map(|()| region.alloc_pages(1).unwrap());
+        region.store(dirty, 7);
+        region.free_clean_pages(clean, 1);
+        region.free_pages(dirty, 1);
+        assert!(region.has_limbo() && region.pages_left() == 1);
+        region.reclaim();
+        assert_eq!(region.pages_left(), 3);
+        let again = [(); 3].map(|()| region.alloc_pages(1).unwrap());
+        assert_eq!(again, [clean, dirty, page(3)]);
+        assert_eq!(again.map(|at| region.load(at)), [Some(0); 3]);
+        assert!(region.alloc_pages(1).is_err());
     }
 
     #[test]

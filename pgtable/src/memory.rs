@@ -70,6 +70,12 @@ pub trait TableStore: TableMemory {
     /// all readers.
     fn free_pages(&mut self, start: PhysAddr, pages: u64);
 
+    /// [`free_pages`](Self::free_pages), of pages in which every word is zero: a store need not clear them
+    /// again before it hands them out.
+    fn free_clean_pages(&mut self, start: PhysAddr, pages: u64) {
+        self.free_pages(start, pages);
+    }
+
     /// Single pages that can be taken right now.
     fn pages_left(&self) -> u64;
 

@@ -24,6 +24,8 @@ pub struct HeapStore {
 struct Page {
     live: u16,
     taken: bool,
+    /// Freed with every word zero.
+    clean: bool,
 }
 
 impl HeapStore {
@@ -94,7 +96,7 @@ impl HeapStore {
         let new_end = start.checked_add(pages).filter(|end| *end <= self.limit)?;
         self.free.extend(end..start);
         let len = usize::try_from(new_end).ok()?;
-        self.pages.resize(len, Page { live: 0, taken: false });
+        self.pages.resize(len, Page { live: 0, taken: false, clean: false });
         self.entries.resize(len * PAGE_ENTRIES, 0);
         Some(start)
     }
@@ -121,12 +123,15 @@ impl TableStore for HeapStore {
         let start = self.address(number);
         for page in 0..pages {
             let at = PhysAddr::new(start.raw() + page * Self::PAGE_BYTES);
-            let first = self.index(at);
+            let (first, clean) = (self.index(at), self.page_mut(at).is_some_and(|page| page.clean));
             if let Some(entries) = self.entries.get_mut(first..first + PAGE_ENTRIES) {
-                entries.fill(0);
+                if !clean {
+                    entries.fill(0);
+                }
+                debug_assert!(entries.iter().all(|entry| *entry == 0), "{at} was not clean");
             }
             if let Some(page) = self.page_mut(at) {
-                *page = Page { live: 0, taken: true };
+                *page = Page { live: 0, taken: true, clean: false };
             }
         }
         Ok(start)
@@ -140,6 +145,16 @@ impl TableStore for HeapStore {
                 page.taken = false;
             }
             self.withdrawn.push((at.raw() - self.base) / Self::PAGE_BYTES);
+        }
+    }
+
+    fn free_clean_pages(&mut self, start: PhysAddr, pages: u64) {
+        self.free_pages(start, pages);
+        for page in 0..pages {
+            let at = PhysAddr::new(start.raw() + page * Self::PAGE_BYTES);
+            if let Some(page) = self.page_mut(at) {
+                page.clean = true;
+            }
         }
     }
 

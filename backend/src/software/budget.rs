@@ -34,6 +34,10 @@ impl<S: TableStore> TableStore for Budget<'_, S> {
         self.0.free_pages(start, pages);
     }
 
+    fn free_clean_pages(&mut self, start: PhysAddr, pages: u64) {
+        self.0.free_clean_pages(start, pages);
+    }
+
     fn pages_left(&self) -> u64 {
         self.0.pages_left().saturating_sub(RESERVE_PAGES)
     }

@@ -179,7 +179,8 @@ impl<F: Format> Table<F> {
             let table = path.table();
             path.up();
             store.store(geometry.entry_at(path.level(), path.table(), input), 0);
-            store.free_pages(table, table_pages::<S>(&geometry));
+            // the last entry in use was cleared, as those before
+            store.free_clean_pages(table, table_pages::<S>(&geometry));
             self.sub_live(store, path.level(), path.table(), 1);
             released += table_pages::<S>(&geometry);
         }
