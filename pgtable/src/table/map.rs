@@ -116,7 +116,12 @@ impl<F: Format> Table<F> {
         if needed_pages > free_pages {
             return Err(OutOfTables { needed_pages, free_pages }.into());
         }
-        if let Some(input) = self.first_in_use(store, &plan) {
+        // most often all of it lies under one entry that leads nowhere
+        let entry_lg2 = plan.geometry.entry_lg2(reached.level);
+        let apart = (plan.span.first ^ plan.span.last) >> entry_lg2 != 0;
+        if (apart || reached.entry != Entry::Empty)
+            && let Some(input) = self.first_in_use(store, &plan)
+        {
             let at = Iova::new(mapping.iova().start().raw() + (input - plan.span.first));
             return Err(MapError::Overlap { at });
         }
