@@ -27,6 +27,7 @@ const TESTS: &[Test] = &[
     ("a_device_that_hears_no_answer_is_refused_and_no_other_is", tests::flooded_questions),
     ("a_device_cannot_write_tables_by_any_way", tests::tables_are_read_only),
     ("a_doorbell_made_blocking_does_not_block_the_daemon", tests::blocking_doorbell),
+    ("translating_makes_no_system_call", tests::no_system_calls),
     ("marks_of_a_page_are_never_seen_after_its_unmap_was_drained", marks::no_stale_access),
     ("marks_of_a_page_are_seen_if_unmaps_are_not_drained", marks::without_drains),
 ];

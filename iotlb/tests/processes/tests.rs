@@ -1,6 +1,7 @@
 //! The daemon's side of each test.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use rustix::process::{Pid, Signal};
 use viommu_iotlb::{DeviceEvent, DrainReport, HubConfig, StuckPolicy};
 use viommu_pgtable::Access;
 
+use crate::device::{STAY, stays};
 use crate::support::{Daemon, ENDPOINT, PATIENCE};
 
 /// Long enough to see that something waits.
@@ -49,6 +51,11 @@ impl Process {
     fn kill(&mut self) {
         let pid = i32::try_from(self.child.id()).unwrap();
         rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    }
+
+    /// Waits for its end; the signal that ended it.
+    fn signal(mut self) -> Option<i32> {
+        self.child.wait().unwrap().signal()
     }
 
     /// Waits for its end; true if it was good.
@@ -199,4 +206,22 @@ pub(crate) fn blocking_doorbell() {
     let mut hostile = Process::start("blocks-doorbell", &daemon);
     assert_eq!(hostile.hear(), "done");
     assert_eq!(daemon.drain().cut_off, 0);
+}
+
+/// The kernel itself counts: the first system call would be the process's end, as the last one is.
+pub(crate) fn no_system_calls() {
+    let daemon = daemon(PATIENCE, StuckPolicy::Kill);
+    daemon.run(|world| {
+        (0..STAY).for_each(|page| world.map(stays(page), 0x1000, page << 13, Access::READ));
+    });
+    let mut process = Process::start("translates-strictly", &daemon);
+    daemon.run(|world| {
+        for _ in 0..100 {
+            world.map(1 << 30, 0x1000, 0, Access::READ);
+            world.unmap(1 << 30, 0x1000);
+            assert_eq!(world.hub.drain().killed, 0);
+        }
+    });
+    assert_eq!(process.hear(), format!("found {STAY}"));
+    assert_eq!(process.signal(), Some(Signal::KILL.as_raw()), "the trap was not set");
 }
