@@ -1,5 +1,7 @@
 //! Requests: what a guest writes into its queue.
 
+mod extension;
+
 use viommu::protocol::{
     Attach, Decoded, Detach, Features, MAX_READABLE_BYTES, Map, Probe, Request, RequestKind,
     Status, Unmap, decode,
@@ -12,7 +14,7 @@ use crate::{Input, Target, Trace};
 
 pub(crate) const TARGET: Target = Target {
     name: "request_decode",
-    claim: "requests decode as a reading of the standard's offsets says, replies fit their buffers",
+    claim: "requests decode as a reading of the standard's offsets and the extension's says",
     longest: 256,
     run,
 };
@@ -38,24 +40,23 @@ fn run(bytes: &[u8], trace: &mut Trace) {
         assert!((TAIL..=writable).contains(reply_bytes), "a reply of {reply_bytes} in {writable}");
         trace.reached((*kind, request.map(|_| ()).map_err(Status::raw)));
     }
-    if let Some(expected) = expected(readable, writable, features, probe_size) {
-        assert_eq!(decoded, expected);
-    }
+    assert_eq!(decoded, expected(readable, writable, features, probe_size));
 }
 
-/// What the standard says of types 1 to 5 (virtio 1.4, 5.13.6), read from its offsets; `None` for others.
-fn expected(bytes: &[u8], writable: usize, features: Features, probe_size: u32) -> Option<Decoded> {
+/// What the standard says of types 1 to 5 (virtio 1.4, 5.13.6), read from its offsets, and the extension's
+/// page of the others.
+fn expected(bytes: &[u8], writable: usize, features: Features, probe_size: u32) -> Decoded {
     let (kind, len, needs) = match bytes.first() {
-        None | Some(0) => return Some(Decoded::Unknown),
+        None => return Decoded::Unknown,
         Some(1) => (RequestKind::Attach, 20, Features::empty()),
         Some(2) => (RequestKind::Detach, 20, Features::empty()),
         Some(3) => (RequestKind::Map, 36, Features::MAP_UNMAP),
         Some(4) => (RequestKind::Unmap, 28, Features::MAP_UNMAP),
         Some(5) => (RequestKind::Probe, 72, Features::PROBE),
-        Some(_) => return None,
+        Some(_) => return extension::expected(bytes, writable, features),
     };
     if bytes.len() < len || writable < TAIL || !features.contains(needs) {
-        return Some(Decoded::Unknown);
+        return Decoded::Unknown;
     }
     let (request, own) = match kind {
         RequestKind::Attach => (attach(bytes, features), TAIL),
@@ -72,7 +73,7 @@ fn expected(bytes: &[u8], writable: usize, features: Features, probe_size: u32) 
             (if writable < own { Err(Status::INVAL) } else { Ok(probe) }, own)
         }
     };
-    Some(Decoded::Request { kind, reply_bytes: own.min(writable), request })
+    Decoded::Request { kind, reply_bytes: own.min(writable), request }
 }
 
 fn at32(bytes: &[u8], at: usize) -> u32 {
