@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use viommu_pasid::Pasid;
 use viommu_pgtable::Access;
 
 use super::support::DmaPort;
@@ -322,5 +323,48 @@ fn a_queue_that_is_disabled_or_reset_leaves_the_descriptor_it_was_at() {
     assert_eq!((rig.queue_register(0, 0x04), rig.queue_register(0, 0x08)), (0, 0));
     daemon.resume();
     assert_eq!(rig.work(0, 0, &work), (1, 0, 8, 0));
+    rig.end();
+}
+
+/// PASID register of a tagged queue.
+const TAGGED: u32 = 1 << 31;
+
+/// The PASID capability's control register, and its enable bit.
+const PASID_CONTROL: u64 = 0x106;
+const ENABLED: [u8; 2] = [1, 0];
+
+#[test]
+fn a_tagged_queue_reaches_what_its_pasid_is_attached_to_and_no_other_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = Daemon::new(&socket(&folder));
+    daemon.attach(Pasid::new(5).unwrap());
+    let mut rig = Rig::behind(&daemon, &socket(&folder));
+    assert_eq!(rig.vmm.read_config(0x104, 4), [0, Daemon::PASID_BITS, 0, 0]);
+    rig.vmm.write_config(PASID_CONTROL, &ENABLED);
+    let work = Work { operation: FILL, source: 0, destination: RAM + PAGE, bytes: 8 };
+    assert_eq!(rig.work(0, TAGGED | 5, &work), (1, 0, 8, 0));
+    assert_eq!(rig.vmm.read_ram(RAM + PAGE, 8), b"pattern.");
+    assert_eq!(rig.work(1, TAGGED | 6, &work), (2, 1, 0, RAM + PAGE));
+    assert_eq!(daemon.fault(), (RAM + PAGE, Access::WRITE));
+    rig.end();
+}
+
+#[test]
+fn tags_are_refused_until_software_allows_them_and_end_when_it_no_longer_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = Daemon::new(&socket(&folder));
+    let mut rig = Rig::behind(&daemon, &socket(&folder));
+    let enable = |rig: &mut Rig, queue, pasid| {
+        rig.set_queue_register(queue, 0x00, pasid);
+        rig.set_queue_register(queue, 0x04, 1);
+        (rig.queue_register(queue, 0x04), rig.queue_register(queue, 0x10))
+    };
+    assert_eq!(enable(&mut rig, 0, TAGGED | 5), (0, 1), "not allowed yet");
+    rig.vmm.write_config(PASID_CONTROL, &ENABLED);
+    assert_eq!(enable(&mut rig, 0, TAGGED), (0, 1), "PASID 0");
+    assert_eq!(enable(&mut rig, 0, TAGGED | 5), (1, 0));
+    assert_eq!(enable(&mut rig, 1, 0), (1, 0));
+    rig.vmm.write_config(PASID_CONTROL, &[0, 0]);
+    assert_eq!((rig.queue_register(0, 0x04), rig.queue_register(1, 0x04)), (0, 1));
     rig.end();
 }

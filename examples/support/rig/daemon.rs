@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use viommu_backend::{DevicePlace, DomainId, HostIommu, SoftwareConfig, SoftwareIommu, Target};
 use viommu_iotlb::{DeviceEvent, HubConfig, StuckPolicy};
-use viommu_pasid::{EndpointId, Requester};
+use viommu_pasid::{EndpointId, Pasid, Requester};
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
 
 const ENDPOINT: EndpointId = EndpointId::new(0x20);
@@ -34,6 +34,9 @@ struct Inner {
 }
 
 impl Daemon {
+    /// Width of the endpoint's PASIDs, bits.
+    pub(crate) const PASID_BITS: u8 = 8;
+
     /// Listens on `socket`.
     pub(crate) fn new(socket: &Path) -> Self {
         // the device's threads are ours: to kill a stuck process would end the tests
@@ -41,7 +44,9 @@ impl Daemon {
         let config = SoftwareConfig { input_bits: 48, page_size_mask: 0x4020_1000, hub };
         let mut software = SoftwareIommu::new(config).unwrap();
         let socket = Some(PathBuf::from(socket));
-        software.add_endpoint(&DevicePlace { endpoint: ENDPOINT, pasid_bits: 0, socket }).unwrap();
+        software
+            .add_endpoint(&DevicePlace { endpoint: ENDPOINT, pasid_bits: Self::PASID_BITS, socket })
+            .unwrap();
         software.create_domain(DOMAIN).unwrap();
         software.attach(Requester::rid(ENDPOINT), Target::Domain(DOMAIN)).unwrap();
         software.sync();
@@ -55,6 +60,12 @@ impl Daemon {
         let (served, end) = (Arc::clone(&inner), wake.try_clone().unwrap());
         let thread = thread::spawn(move || served.serve(&end));
         Self { inner, wake, thread: Some(thread) }
+    }
+
+    /// Attaches the domain to a PASID too.
+    pub(crate) fn attach(&self, pasid: Pasid) {
+        let requester = Requester { endpoint: ENDPOINT, pasid: Some(pasid) };
+        self.inner.software().attach(requester, Target::Domain(DOMAIN)).unwrap();
     }
 
     /// Maps pages for reading and writing.

@@ -103,7 +103,8 @@ impl Vmm {
         data
     }
 
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
+    /// Writes configuration space.
+    pub(crate) fn write_config(&mut self, offset: u64, data: &[u8]) {
         self.client.0.region_write(CONFIG_REGION, offset, data).unwrap();
     }
 

@@ -18,7 +18,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     guests: NEWEST_FIRST,
     arch: Arch::Vtd,
     set: Set { engines: 2, append: "viommu.load=later", ..BARE },
-    limit: Duration::from_secs(120),
+    limit: Duration::from_secs(180),
     play,
 };
 
