@@ -8,6 +8,7 @@ mod bound;
 mod faults;
 mod iova_memory;
 mod lifecycle;
+mod other_languages;
 mod sections;
 mod smmu;
 mod translation;
