@@ -122,7 +122,9 @@ impl BootKit {
         let packed = initramfs::pack(&kernel, &programs, scripts)?;
         let dir = build::target().join("guest");
         fs::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
-        let initrd = dir.join(format!("initrd-{}.img", kernel.release));
+        // a run with other scripts, beside this one, has a file system of its own
+        let purpose = scripts.first().map_or("", |(name, _)| name);
+        let initrd = dir.join(format!("initrd-{purpose}-{}.img", kernel.release));
         fs::write(&initrd, packed).map_err(Error::file("write", &initrd))?;
         Ok(Self { kernel, initrd })
     }
