@@ -86,6 +86,13 @@ impl Space {
         Ok(Self { ioas, tables: Vec::new() })
     }
 
+    /// Makes a table for the IOMMU of device `id`, for whoever is attached later.
+    fn add_table(&mut self, iommufd: &Iommufd, id: u32) -> Result<(), HostError> {
+        let table = iommufd.hwpt_alloc(id, self.ioas).map_err(refused("HWPT_ALLOC"))?;
+        self.tables.push(table);
+        Ok(())
+    }
+
     /// Sends a device's DMA here: through a table of its IOMMU, made if there is none yet.
     fn attach(
         &mut self,

@@ -80,8 +80,14 @@ fn ours(devices: Vec<(EndpointId, PciAddress)>, pin: Pin) -> Result<Opened, Vfio
     }
     let new =
         || Space::new(&iommufd).map_err(|error| VfioError::Setup { what: "address space", error });
-    let (nowhere, space) = (Some(new()?), new()?);
+    let (nowhere, mut space) = (Some(new()?), new()?);
     let filled = pin == Pin::Static;
+    if let Some(id) = opened.values().find_map(|device: &Device| device.id).filter(|_| filled) {
+        // the kernel pins what an address space maps only while a table has it, attached or not
+        space
+            .add_table(&iommufd, id)
+            .map_err(|error| VfioError::Setup { what: "table of guest memory", error })?;
+    }
     let identity = Identity::Ours { space, pin, regions: Vec::new(), filled };
     let kernel = kernel(iommufd, opened, (nowhere, identity), common.capabilities());
     let endpoints: Vec<_> = reserved.keys().copied().collect();
