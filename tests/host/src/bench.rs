@@ -2,6 +2,7 @@
 //! own drivers.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use viommu_client::vmm::FrontEnd;
@@ -90,8 +91,7 @@ impl Bench {
         gpa: u64,
         rights: Rights,
     ) -> io::Result<()> {
-        let iovas = iova..=iova + (PAGE - 1);
-        self.driver.map(domain, iovas, gpa, rights).map_err(io::Error::other)
+        self.driver.map(domain, page_range(iova), gpa, rights).map_err(io::Error::other)
     }
 
     /// UNMAP of one page, which has to succeed.
@@ -99,7 +99,7 @@ impl Bench {
     /// # Errors
     /// It does not.
     pub(crate) fn unmap(&mut self, domain: u32, iova: u64) -> io::Result<()> {
-        self.driver.unmap(domain, iova..=iova + (PAGE - 1)).map_err(io::Error::other)
+        self.driver.unmap(domain, page_range(iova)).map_err(io::Error::other)
     }
 
     /// ATTACH, which has to succeed.
@@ -125,6 +125,11 @@ impl Bench {
     pub(crate) fn is_refused(&self, iova: u64, gpa: u64) -> io::Result<()> {
         is_refused(&self.test, &self.ram, iova, gpa)
     }
+}
+
+/// The page at `iova`.
+pub(crate) const fn page_range(iova: u64) -> RangeInclusive<u64> {
+    iova..=iova + (PAGE - 1)
 }
 
 /// As [`Bench::reaches`], with parts of one's own.

@@ -76,6 +76,26 @@ impl Daemon {
         let status = self.child.wait()?;
         if status.success() { Ok(self) } else { Err(self.wrong(&status.to_string())) }
     }
+
+    /// SIGKILL; it is gone when this returns.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub(crate) fn kill(mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop)
+    }
+
+    /// Memory that it has pinned, KiB (proc_pid_status(5)).
+    ///
+    /// # Errors
+    /// It has ended.
+    pub(crate) fn pinned_kib(&self) -> io::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.ok_or_else(|| io::Error::other("no VmPin"))
+    }
 }
 
 impl Drop for Daemon {

@@ -16,6 +16,7 @@ mod ram;
 mod scenes;
 mod testdev;
 mod type1;
+mod vmm;
 
 use std::io;
 use std::process::ExitCode;

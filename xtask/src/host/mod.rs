@@ -7,7 +7,7 @@ mod board;
 mod run;
 mod scenarios;
 
-pub(crate) use run::{Report, list, run};
+pub(crate) use run::{Report, count, list, run};
 
 use std::time::Duration;
 
@@ -26,10 +26,9 @@ struct Scenario {
     iommu: Iommu,
     /// What is played inside, by the name that `tests/host` has for it.
     play: &'static str,
-    /// The checks that have to be there, besides that none fails.
+    /// The checks that have to be there, besides that none fails. The words of the last one are shown beside
+    /// the verdict.
     checks: &'static [&'static str],
-    /// The one of them whose words are shown beside the verdict.
-    remark: &'static str,
 }
 
 /// How long a boot may take; a guest that hangs is silent. Several times what a loaded machine took.

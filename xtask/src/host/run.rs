@@ -46,6 +46,11 @@ impl Report {
     }
 }
 
+/// How many scenarios there are.
+pub(crate) const fn count() -> u64 {
+    SCENARIOS.len() as u64
+}
+
 /// Prints the scenarios.
 pub(crate) fn list() {
     let row = |scenario: &Scenario| {
@@ -84,19 +89,12 @@ struct Lab {
 impl Lab {
     /// Fetches what is missing and builds the rest.
     fn prepare(scenarios: &[&'static Scenario], sources: &Sources) -> Result<Self> {
-        let cache = Cache::open()?;
-        let mirror = sources.mirror.as_deref();
-        let emulator = Emulator::bring(sources.qemu.as_deref(), &cache, mirror)?;
-        note(emulator.version()?);
-        let mut kits = Vec::new();
-        for scenario in scenarios {
-            let (kernel, architecture) = (scenario.kernel, scenario.iommu.architecture());
-            if kits.iter().any(|(there, arch, _)| (*there, *arch) == (kernel, architecture)) {
-                continue;
-            }
-            kits.push((kernel, architecture, kit(kernel, architecture, &cache, mirror)?));
-        }
-        Ok(Self { emulator, kits })
+        let (emulator, kernels) = fetch(scenarios, sources)?;
+        let kits = kernels.into_iter().map(|(kernel, chosen)| {
+            let architecture = chosen.architecture;
+            Ok((kernel, architecture, kit(kernel, chosen)?))
+        });
+        Ok(Self { emulator, kits: kits.collect::<Result<_>>()? })
     }
 
     fn one(&self, scenario: &'static Scenario) -> Report {
@@ -128,34 +126,55 @@ impl Lab {
         let deadline = Deadline::after(LIMIT);
         let mut guest = machine.boot(&self.emulator, dir)?;
         guest.until_off(deadline)?;
+        let mut remark = "";
         for check in scenario.checks {
-            guest.talk.check(check)?;
+            remark = guest.talk.check(check)?;
         }
-        guest.talk.check(scenario.remark).map(str::to_owned)
+        Ok(remark.to_owned())
     }
 }
 
-fn kit(
-    kernel: Kernel,
-    architecture: Architecture,
-    cache: &Cache,
-    mirror: Option<&str>,
-) -> Result<BootKit> {
-    let stock = match architecture {
-        Architecture::Amd64 => NEWEST,
-        Architecture::Arm64 => ARM64,
-    };
-    let stock = GuestKernel::bring(Row::named(stock)?, cache, mirror)?;
-    let chosen = match kernel {
-        Kernel::Stock => stock,
-        Kernel::Built => linux::bring(architecture, &stock.busybox, cache, mirror)?,
-    };
-    note(format_args!("{} kernel {}", kernel.name(), chosen.title()));
-    let programs = build::host_programs(architecture)?;
+/// QEMU and the kernels of these scenarios. The cache is held for no longer than that.
+fn fetch(
+    scenarios: &[&'static Scenario],
+    sources: &Sources,
+) -> Result<(Emulator, Vec<(Kernel, GuestKernel)>)> {
+    let cache = Cache::open()?;
+    let mirror = sources.mirror.as_deref();
+    let emulator = Emulator::bring(sources.qemu.as_deref(), &cache, mirror)?;
+    note(emulator.version()?);
+    let mut kernels: Vec<(Kernel, GuestKernel)> = Vec::new();
+    for scenario in scenarios {
+        let (kernel, architecture) = (scenario.kernel, scenario.iommu.architecture());
+        let is_it = |(there, known): &(Kernel, GuestKernel)| {
+            (*there, known.architecture) == (kernel, architecture)
+        };
+        if kernels.iter().any(is_it) {
+            continue;
+        }
+        let stock = match architecture {
+            Architecture::Amd64 => NEWEST,
+            Architecture::Arm64 => ARM64,
+        };
+        let stock = GuestKernel::bring(Row::named(stock)?, &cache, mirror)?;
+        let chosen = match kernel {
+            Kernel::Stock => stock,
+            Kernel::Built => linux::bring(architecture, &stock.busybox, &cache, mirror)?,
+        };
+        note(format_args!("{} kernel {}", kernel.name(), chosen.title()));
+        kernels.push((kernel, chosen));
+    }
+    Ok((emulator, kernels))
+}
+
+/// What a kernel is booted with.
+fn kit(kernel: Kernel, chosen: GuestKernel) -> Result<BootKit> {
+    let programs = build::host_programs(chosen.architecture)?;
     let packed = initramfs::pack(&chosen, &programs, &[SCRIPT])?;
     let dir = build::target().join("host");
     fs::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
-    let initrd = dir.join(format!("initrd-{}-{}.img", kernel.name(), architecture.debian()));
+    let name = format!("initrd-{}-{}.img", kernel.name(), chosen.architecture.debian());
+    let initrd = dir.join(name);
     fs::write(&initrd, packed).map_err(Error::file("write", &initrd))?;
     Ok(BootKit { kernel: chosen, initrd })
 }

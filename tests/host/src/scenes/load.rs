@@ -15,9 +15,10 @@ const REPLACEMENTS: u32 = 100;
 /// What a DMA in the middle of a replacement may find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Replacement {
-    /// The old or the new: iommufd replaces in one step.
+    /// The old or the new: Linux's driver of the SMMUv3 replaces in one step.
     Atomic,
-    /// Nothing, too: a container is emptied and filled.
+    /// Nothing, too: its drivers of VT-d and of AMD's IOMMU block the device first, and a type1 container is
+    /// emptied and filled.
     Gap,
 }
 

@@ -2,7 +2,12 @@
 
 mod basic;
 mod load;
+mod memlock;
+mod mixed;
+mod pairs;
 mod plain;
+mod restart;
+mod unplug;
 
 use std::io;
 
@@ -15,8 +20,13 @@ use load::Replacement;
 pub(crate) fn play(name: &str) -> io::Result<()> {
     match name {
         "plain" => plain::play(),
-        "basic" => basic::play(Replacement::Atomic),
-        "type1" => basic::play(Replacement::Gap),
+        "atomic" => basic::play(Replacement::Atomic),
+        "gap" => basic::play(Replacement::Gap),
+        "mixed" => mixed::play(),
+        "restart" => restart::play(),
+        "memlock" => memlock::play(),
+        "unplug" => unplug::play(),
+        "pairs" => pairs::play(),
         other => Err(io::Error::other(format!("no scenario {other:?}"))),
     }
 }

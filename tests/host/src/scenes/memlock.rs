@@ -1,0 +1,66 @@
+//! What may be pinned runs out.
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
+use viommu_client::vmm::FrontEnd;
+use viommu_client::{Error, Iommu, Rights, Status, features};
+
+use crate::bench::{Bench, HERE, ONE, OPTIONS, TEST};
+use crate::daemon::Daemon;
+use crate::ram::{PAGE, RAM_BYTES};
+use crate::{check, expect};
+
+/// What may be pinned, bytes: much less than guest memory.
+const LIMIT: u64 = 8 << 20;
+
+/// Where a mapping as long as the limit leads: behind what queues use.
+const MIDDLE: u64 = RAM_BYTES / 2;
+
+pub(super) fn play() -> io::Result<()> {
+    // what we start has no capability to pin more
+    remove_capability_from_bounding_set(CapabilitySet::IPC_LOCK)?;
+    setrlimit(Resource::Memlock, Rlimit { current: Some(LIMIT), maximum: Some(LIMIT) })?;
+    let mut bench = Bench::open(&[OPTIONS, &["--pin", "dynamic"]].concat())?;
+    check("dynamic", a_map_past_the_limit_is_refused_and_maps_nothing(&mut bench));
+    let Bench { daemon, driver, ram, .. } = bench;
+    drop(driver);
+    daemon.end()?;
+    let daemon = Daemon::start("/tmp/static", &[OPTIONS, &["--pin", "static"]].concat())?;
+    let front_end = FrontEnd::connect(&daemon.socket(), ram.memfd())?;
+    let told = Iommu::start(front_end, features::STANDARD).err().map(|error| error.to_string());
+    check(
+        "static",
+        match told {
+            Some(why) => {
+                daemon.end().map(|_| format!("guest memory refused when it is told: {why}"))
+            }
+            None => Err(io::Error::other("all of guest memory was pinned")),
+        },
+    );
+    Ok(())
+}
+
+fn a_map_past_the_limit_is_refused_and_maps_nothing(bench: &mut Bench) -> io::Result<String> {
+    let half = LIMIT / 2;
+    bench.attach(ONE, TEST)?;
+    let mut map = |at: u64, bytes: u64| {
+        let iovas = HERE + at..=HERE + at + (bytes - 1);
+        match bench.driver.map(ONE, iovas, MIDDLE + at, Rights::ReadWrite) {
+            Ok(()) => Ok(Status::OK),
+            Err(Error::Refused { status, .. }) => Ok(status),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    };
+    expect("half of it", &map(0, half)?, &Status::OK)?;
+    expect("past it", &map(half, LIMIT)?, &Status::NOMEM)?;
+    expect("a page more", &map(half, PAGE)?, &Status::OK)?;
+    bench.reaches(HERE, MIDDLE)?;
+    bench.reaches(HERE + half, MIDDLE + half)?;
+    bench.is_refused(HERE + half + PAGE, MIDDLE + half + PAGE)?;
+    bench.driver.unmap(ONE, 0..=u64::MAX).map_err(io::Error::other)?;
+    let again = bench.driver.map(ONE, HERE..=HERE + (half - 1), MIDDLE, Rights::ReadWrite);
+    again.map_err(io::Error::other)?;
+    Ok(format!("NOMEM past {} MiB, room again after UNMAP", LIMIT >> 20))
+}

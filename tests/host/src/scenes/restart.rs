@@ -1,0 +1,92 @@
+//! The VMM has the device, and the daemon dies: what the device reaches until the next one is there, and
+//! then.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use viommu_client::Rights;
+
+use crate::bench::{Driver, HERE, ONE, TEST, TEST_AT, TWO, boot, is_refused, page_range, reaches};
+use crate::check;
+use crate::daemon::Daemon;
+use crate::pci::Function;
+use crate::ram::Ram;
+use crate::testdev::TestDevice;
+use crate::vmm::Vmm;
+
+/// The VMM's part, which outlives every daemon.
+struct Machine {
+    ram: Ram,
+    vmm: Vmm,
+    test: TestDevice,
+}
+
+impl Machine {
+    fn new() -> io::Result<Self> {
+        let function = Function::at(TEST_AT);
+        function.bind()?;
+        let ram = Ram::new()?;
+        let vmm = Vmm::new(&function, &ram)?;
+        let test = TestDevice::open(&function)?;
+        Ok(Self { ram, vmm, test })
+    }
+
+    /// A daemon that has the device's descriptors.
+    fn serve(&self, on_start: &str) -> io::Result<Daemon> {
+        let (device, iommufd) = (self.vmm.device.as_raw_fd(), self.vmm.iommufd.as_raw_fd());
+        let endpoint = format!("00:04.0,vfio=fd:{device},iommufd=fd:{iommufd}");
+        let options = ["--endpoint", &endpoint, "--on-start", on_start, "--log-level", "info"];
+        Daemon::start(&format!("/tmp/{on_start}"), &options)
+    }
+
+    fn reaches(&self, iova: u64, gpa: u64) -> io::Result<()> {
+        reaches(&self.test, &self.ram, iova, gpa)
+    }
+
+    fn is_refused(&self, iova: u64, gpa: u64) -> io::Result<()> {
+        is_refused(&self.test, &self.ram, iova, gpa)
+    }
+
+    /// The guest attaches the device to `domain` and maps one page; nothing older is left. What is mapped
+    /// goes when the driver does.
+    fn attach(&self, daemon: &Daemon, domain: u32, page: u64) -> io::Result<Driver> {
+        let mut driver = boot(daemon, &self.ram)?;
+        driver.attach(domain, TEST).map_err(io::Error::other)?;
+        self.is_refused(HERE, page)?;
+        self.is_refused(page, page)?;
+        let done = driver.map(domain, page_range(HERE), page, Rights::ReadWrite);
+        done.map_err(io::Error::other)?;
+        self.reaches(HERE, page)?;
+        Ok(driver)
+    }
+}
+
+pub(super) fn play() -> io::Result<()> {
+    let machine = Machine::new()?;
+    let (first, second) = (machine.ram.page()?, machine.ram.page()?);
+    machine.reaches(first, first)?;
+    let daemon = machine.serve("block")?;
+    let driver = machine.attach(&daemon, ONE, first)?;
+    check(
+        "taken",
+        Ok("the VMM's attachment is replaced, pages copied out of its space".to_owned()),
+    );
+    daemon.kill()?;
+    drop(driver);
+    let kept = machine.reaches(HERE, first);
+    check("killed", kept.map(|()| "the device keeps its last mappings".to_owned()));
+
+    let daemon = machine.serve("keep")?;
+    let kept = machine.reaches(HERE, first);
+    let driver = machine.attach(&daemon, TWO, second)?;
+    check("keep", kept.map(|()| "kept over a restart, gone when the guest attaches".to_owned()));
+    daemon.kill()?;
+    drop(driver);
+
+    let daemon = machine.serve("block")?;
+    let blocked = machine.is_refused(HERE, second).and_then(|()| machine.is_refused(first, first));
+    let _driver = machine.attach(&daemon, ONE, first)?;
+    let told = "blocked at a restart, whatever bypass says, until the guest attaches";
+    check("block", blocked.map(|()| told.to_owned()));
+    Ok(())
+}
