@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::host;
 use crate::oracle;
 use crate::setup::build;
 use crate::suite::tools::Sources;
@@ -41,6 +42,8 @@ pub(crate) fn run(full: bool, sources: &Sources) -> Result<bool> {
     add("oracle", began, oracle_lane(sources, &logs)?);
     let began = Instant::now();
     add("guests", began, guests(full, sources));
+    let began = Instant::now();
+    add("hosts", began, hosts(sources));
     println!();
     table(["lane", "result", "time"], &rows);
     let total: Tally = tallies.into_iter().sum();
@@ -72,6 +75,22 @@ fn guests(full: bool, sources: &Sources) -> Tally {
         Err(error) => {
             note(format_args!("the guests could not be prepared: {error}"));
             Tally { failed: selection.count(), ..Tally::default() }
+        }
+    }
+}
+
+/// The host suite; when what it needs cannot be had, all of it is left out and it is said why.
+fn hosts(sources: &Sources) -> Tally {
+    let all = host::count();
+    match host::run(None, sources) {
+        Ok(reports) => reports.iter().map(|report| Tally::one(report.passed())).sum(),
+        Err(error) if error.is_lacking() => {
+            note(format_args!("no host IOMMU can be emulated here: {error}"));
+            Tally { skipped: all, ..Tally::default() }
+        }
+        Err(error) => {
+            note(format_args!("the host suite could not be prepared: {error}"));
+            Tally { failed: all, ..Tally::default() }
         }
     }
 }
