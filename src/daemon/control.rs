@@ -3,6 +3,7 @@
 //! Lines of text over a stream socket. `attach` asks for the devices to be taken over, and is answered
 //! `ok`, or `error` and why; then it can be asked again. Other lines are answered with an error.
 
+use std::cell::RefCell;
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,26 +14,35 @@ const LINE_BYTES: usize = 64;
 
 /// A launcher's socket.
 #[derive(Debug)]
-pub(super) struct Control(UnixStream);
+pub(super) struct Control {
+    stream: UnixStream,
+    /// A line that has not come to its end.
+    begun: RefCell<Vec<u8>>,
+}
 
 impl Control {
     /// Takes over a connected socket.
     pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
         let stream = UnixStream::from(socket);
         stream.set_nonblocking(true)?;
-        Ok(Self(stream))
+        Ok(Self { stream, begun: RefCell::default() })
     }
 
     /// Answers what has come; breaks off when the launcher is gone, or does not read its answer.
     pub(super) fn hear(&self, attach: &mut dyn FnMut() -> Result<(), String>) -> ControlFlow<()> {
-        let mut line = [0; LINE_BYTES];
-        let heard = match (&self.0).read(&mut line) {
+        let mut part = [0; LINE_BYTES];
+        let heard = match (&self.stream).read(&mut part) {
             Ok(0) => return ControlFlow::Break(()),
             Ok(heard) => heard,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return ControlFlow::Continue(()),
             Err(_) => return ControlFlow::Break(()),
         };
-        let done = match line.get(..heard).unwrap_or_default() {
+        let mut line = self.begun.borrow_mut();
+        line.extend(part.iter().take(heard));
+        if line.last() != Some(&b'\n') && line.len() < LINE_BYTES {
+            return ControlFlow::Continue(());
+        }
+        let done = match std::mem::take(&mut *line).as_slice() {
             b"attach\n" => attach(),
             _ => Err("only \"attach\" can be asked for".to_owned()),
         };
@@ -43,7 +53,7 @@ impl Control {
             }
             Err(why) => format!("error {why}\n"),
         };
-        match (&self.0).write_all(answer.as_bytes()) {
+        match (&self.stream).write_all(answer.as_bytes()) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         }
@@ -52,7 +62,7 @@ impl Control {
 
 impl AsFd for Control {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.stream.as_fd()
     }
 }
 
@@ -76,6 +86,22 @@ mod tests {
         assert_eq!(say("attach\n", &Ok(())), ("ok\n".to_owned(), ControlFlow::Continue(())));
         let refused = say("attach\n", &Err("not bound".to_owned()));
         assert_eq!(refused, ("error not bound\n".to_owned(), ControlFlow::Continue(())));
+    }
+
+    #[test]
+    fn a_line_that_comes_in_parts_is_one_line() {
+        let (mut launcher, ours) = UnixStream::pair().unwrap();
+        let control = Control::new(ours.into()).unwrap();
+        let mut attached = 0;
+        for part in ["att", "ach", "\n"] {
+            launcher.write_all(part.as_bytes()).unwrap();
+            let flow = control.hear(&mut || {
+                attached += 1;
+                Ok(())
+            });
+            assert_eq!(flow, ControlFlow::Continue(()));
+        }
+        assert_eq!(attached, 1);
     }
 
     #[test]

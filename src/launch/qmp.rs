@@ -45,7 +45,7 @@ impl Qmp {
 
     /// Executes a command without arguments. Events and the greeting are passed over.
     pub(super) fn execute(&mut self, command: &'static str) -> Result<(), QmpError> {
-        writeln!(self.to, "{}", json!({ "execute": command }))?;
+        self.to.write_all(format!("{}\n", json!({ "execute": command })).as_bytes())?;
         loop {
             let mut line = String::new();
             if (&mut self.from).take(LINE_BYTES).read_line(&mut line)? == 0 {

@@ -45,7 +45,8 @@ pub(super) fn file_of(bytes: &[u8]) -> io::Result<OwnedFd> {
 /// Asks with one line, and waits for one.
 pub(super) fn ask(mut socket: UnixStream, line: &str, within: Duration) -> io::Result<String> {
     socket.set_read_timeout(Some(within))?;
-    writeln!(socket, "{line}")?;
+    // In one piece: a line that is formatted into a socket arrives in several.
+    socket.write_all(format!("{line}\n").as_bytes())?;
     let mut answer = String::new();
     BufReader::new(socket).read_line(&mut answer)?;
     Ok(answer.trim_end().to_owned())
