@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use viommu_backend::vfio::Vfio;
 use viommu_iotlb::{DeviceEvent, FaultRecord};
 use viommu_pasid::{EndpointId, Requester};
 
@@ -45,6 +46,7 @@ mod token {
     pub(super) const STOP: Token = Token(5);
     pub(super) const REPORT: Token = Token(6);
     pub(super) const CONTROL: Token = Token(7);
+    pub(super) const LEAVING: Token = Token(8);
 }
 
 /// Why the daemon cannot start, or cannot go on.
@@ -117,6 +119,7 @@ pub struct Daemon {
     _stop: Watched<Signals>,
     report: Watched<Signals>,
     control: Option<Watched<Control>>,
+    _leaving: Option<Watched<OwnedFd>>,
 }
 
 /// What one wait reported.
@@ -129,6 +132,7 @@ struct Ready {
     stop: bool,
     report: bool,
     control: bool,
+    leaving: bool,
 }
 
 impl Ready {
@@ -141,6 +145,7 @@ impl Ready {
             token::STOP => self.stop = true,
             token::REPORT => self.report = true,
             token::CONTROL => self.control = true,
+            token::LEAVING => self.leaving = true,
             // The door is looked at in each turn without a front-end.
             _ => {}
         }
@@ -164,6 +169,11 @@ impl Daemon {
         let report = Watched::new(&poll, Signals::report()?, token::REPORT, Trigger::Level)?;
         let devices = host.first().as_fd().try_clone_to_owned()?;
         let devices = Watched::new(&poll, devices, token::DEVICES, Trigger::Level)?;
+        let leaving = host.second().and_then(Vfio::leaving);
+        let leaving = leaving.map(|fd| fd.try_clone_to_owned()).transpose()?;
+        let leaving = leaving
+            .map(|fd| Watched::new(&poll, fd, token::LEAVING, Trigger::Level))
+            .transpose()?;
         let kicks = KickTokens { request: token::REQUEST_KICK, event: token::EVENT_KICK };
         let serving = Serving { kicks, poll: poll_after_work };
         let device = Device::new(iommu, host, &poll, serving)?;
@@ -180,6 +190,7 @@ impl Daemon {
             _stop: stop,
             report,
             control: None,
+            _leaving: leaving,
         })
     }
 
@@ -214,6 +225,11 @@ impl Daemon {
             }
             if ready.control {
                 self.hear_launcher();
+            }
+            if ready.leaving
+                && let Some(vfio) = self.device().host().second_mut()
+            {
+                vfio.dispatch();
             }
             if ready.devices {
                 self.hear_devices();
@@ -351,6 +367,10 @@ impl Daemon {
             hub.killed,
             hub.cut_off,
         );
+        if let Some(vfio) = device.host().second() {
+            let vfio = vfio.counters();
+            log::info!("vfio: vfio_copies={} vfio_pins={}", vfio.copies, vfio.pins);
+        }
     }
 
     /// The device. Only this thread uses it, and none of its calls is left half-way.

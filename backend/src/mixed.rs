@@ -81,6 +81,15 @@ impl<A: HostIommu, B: HostIommu> Mixed<A, B> {
     }
 
     /// The second backend, if there is one.
+    #[must_use]
+    pub const fn second(&self) -> Option<&B> {
+        match &self.second {
+            Some(second) => Some(&second.host),
+            None => None,
+        }
+    }
+
+    /// The second backend, if there is one, for what is not a [`HostIommu`]'s.
     pub const fn second_mut(&mut self) -> Option<&mut B> {
         match &mut self.second {
             Some(second) => Some(&mut second.host),

@@ -16,7 +16,7 @@ use std::io;
 use viommu_pasid::EndpointId;
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping};
 
-use crate::vfio::{Contents, Kernel, Piece, Pin, Place, Ram, Region};
+use crate::vfio::{Contents, Counters, Kernel, Piece, Pin, Place, Ram, Region};
 use crate::{Capabilities, DomainId, HostError};
 pub use open::{Devices, descriptors, open, serves};
 pub use sys::REQUESTS;
@@ -69,6 +69,7 @@ struct IommufdKernel {
     identity: Identity,
     domains: BTreeMap<DomainId, Space>,
     capabilities: Capabilities,
+    counters: Counters,
 }
 
 /// A refusal of the kernel's, as the guest sees it.
@@ -309,10 +310,20 @@ impl Kernel for IommufdKernel {
         let ioas = space.ok_or(HostError::Unsupported("no such domain"))?.ioas;
         if let Some(source) = self.identity.source() {
             let (to, from) = ((ioas, mapping.iova()), (source, mapping.oa().raw()));
+            self.counters.copies += 1;
             return self.iommufd.copy(to, from, mapping.access()).map_err(refused("IOAS_COPY"));
         }
         let pieces = ram.pieces(mapping).ok_or(HostError::Unsupported("not guest memory"))?;
+        self.counters.pins += u64::try_from(pieces.len()).unwrap_or(u64::MAX);
         map_pieces(&self.iommufd, ioas, (&pieces, mapping))
+    }
+
+    fn release(&mut self, endpoint: EndpointId) {
+        self.devices.remove(&endpoint);
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
     }
 
     fn unmap(&mut self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {

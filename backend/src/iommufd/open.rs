@@ -14,7 +14,9 @@ use super::sys::{Cdev, FilePart, Iommufd, Usable};
 use super::{Device, Identity, IommufdKernel, Space};
 use crate::Capabilities;
 use crate::vfio::sysfs::{Sysfs, gaps};
-use crate::vfio::{OnStart, Opened, PciAddress, Pin, Place, Reserved, VFIO_PCI, Vfio, VfioError};
+use crate::vfio::{
+    Counters, Leaving, OnStart, Opened, PciAddress, Pin, Place, Reserved, VFIO_PCI, Vfio, VfioError,
+};
 
 /// The kernel's file.
 const IOMMUFD: &str = "/dev/iommu";
@@ -72,8 +74,11 @@ fn ours(devices: Vec<(EndpointId, PciAddress)>, pin: Pin) -> Result<Opened, Vfio
     probe(&iommufd)?;
     let (mut opened, mut reserved) = (BTreeMap::new(), BTreeMap::new());
     let mut common = Common::default();
+    let mut leaving = Leaving::new().map_err(setup("epoll"))?;
     for (endpoint, address) in devices {
         let (device, usable, known) = bind(&iommufd, address)?;
+        let wish = leaving.watch(endpoint).map_err(setup("eventfd"))?;
+        device.cdev.announce_release(wish).map_err(setup("VFIO_DEVICE_SET_IRQS"))?;
         common.narrow(&usable);
         reserved.insert(endpoint, gaps(&usable.ranges, &known));
         opened.insert(endpoint, device);
@@ -91,7 +96,15 @@ fn ours(devices: Vec<(EndpointId, PciAddress)>, pin: Pin) -> Result<Opened, Vfio
     let identity = Identity::Ours { space, pin, regions: Vec::new(), filled };
     let kernel = kernel(iommufd, opened, (nowhere, identity), common.capabilities());
     let endpoints: Vec<_> = reserved.keys().copied().collect();
-    Ok(Opened { vfio: Vfio::over(Box::new(kernel), endpoints, (true, OnStart::Boot)), reserved })
+    Ok(Opened {
+        vfio: Vfio::over(Box::new(kernel), endpoints, (Some(leaving), OnStart::Boot)),
+        reserved,
+    })
+}
+
+/// A refusal of what every device needs.
+fn setup(call: &'static str) -> impl FnOnce(io::Error) -> VfioError {
+    move |source| VfioError::Refused { device: "VFIO".to_owned(), call, source }
 }
 
 fn given(
@@ -111,7 +124,7 @@ fn given(
     let kernel =
         kernel(iommufd, opened, (None, Identity::Vmm(None)), Common::default().capabilities());
     let endpoints: Vec<_> = reserved.keys().copied().collect();
-    Ok(Opened { vfio: Vfio::over(Box::new(kernel), endpoints, (false, on_start)), reserved })
+    Ok(Opened { vfio: Vfio::over(Box::new(kernel), endpoints, (None, on_start)), reserved })
 }
 
 fn kernel(
@@ -121,7 +134,8 @@ fn kernel(
     capabilities: Capabilities,
 ) -> IommufdKernel {
     let (bound, domains) = (Vec::new(), BTreeMap::new());
-    IommufdKernel { iommufd, devices, bound, nowhere, identity, domains, capabilities }
+    let counters = Counters::default();
+    IommufdKernel { iommufd, devices, bound, nowhere, identity, domains, capabilities, counters }
 }
 
 /// Binds one device, and attaches it to an empty address space, for only then the kernel tells what the

@@ -227,6 +227,11 @@ impl Cdev {
         call(self.0.as_fd(), ATTACH, &mut attach)
     }
 
+    /// Has the kernel write to `eventfd` when it wants the device back.
+    pub(super) fn announce_release(&self, eventfd: impl AsFd) -> io::Result<()> {
+        crate::vfio::sys::announce_release(self.0.as_fd(), eventfd.as_fd())
+    }
+
     /// Blocks the device's DMA.
     pub(super) fn detach(&self) -> io::Result<()> {
         let mut detach = vfio_device_detach_iommufd_pt {

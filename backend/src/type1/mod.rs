@@ -12,12 +12,12 @@ mod sys;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use viommu_pasid::EndpointId;
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
 
-use crate::vfio::{Contents, Kernel, Place, Ram, Region};
+use crate::vfio::{Contents, Counters, Kernel, Place, Ram, Region};
 use crate::{Capabilities, DomainId, HostError};
 pub use open::open;
 pub use sys::REQUESTS;
@@ -53,7 +53,7 @@ struct Container {
     place: Place,
     mapped: BTreeMap<Iova, Mapped>,
     /// While these are open the group stays in the container, and the device ours.
-    _open: (File, OwnedFd),
+    open: (File, OwnedFd),
 }
 
 /// The parts that a mapping consists of, one for each region.
@@ -70,6 +70,12 @@ fn parts(mapping: &Mapping, ram: &Ram) -> Option<Vec<Mapped>> {
 }
 
 impl Container {
+    /// The device.
+    fn device(&self) -> BorrowedFd<'_> {
+        let (_, device) = &self.open;
+        device.as_fd()
+    }
+
     /// Maps parts; on failure none of them is mapped.
     fn map(&mut self, windows: &Windows, parts: &[Mapped]) -> Result<(), HostError> {
         if self.mapped.len().saturating_add(parts.len()) > self.limit {
@@ -135,6 +141,7 @@ struct Type1Kernel {
     containers: BTreeMap<EndpointId, Container>,
     windows: Windows,
     capabilities: Capabilities,
+    counters: Counters,
 }
 
 impl Type1Kernel {
@@ -225,11 +232,20 @@ impl Kernel for Type1Kernel {
 
     fn map(&mut self, domain: DomainId, mapping: &Mapping, ram: &Ram) -> Result<(), HostError> {
         let parts = parts(mapping, ram).ok_or(HostError::Unsupported("not guest memory"))?;
+        self.counters.pins += u64::try_from(parts.len()).unwrap_or(u64::MAX);
         self.in_each(
             Place::Domain(domain),
             |container, windows| container.map(windows, &parts),
             |container| log_failure(container.unmap(mapping.iova())),
         )
+    }
+
+    fn release(&mut self, endpoint: EndpointId) {
+        self.containers.remove(&endpoint);
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
     }
 
     fn unmap(&mut self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {

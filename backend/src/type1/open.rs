@@ -11,8 +11,11 @@ use viommu_pgtable::IovaRange;
 use super::info::Info;
 use super::{Container, Type1Kernel, sys};
 use crate::Capabilities;
+use crate::vfio::sys::announce_release;
 use crate::vfio::sysfs::{Sysfs, gaps};
-use crate::vfio::{OnStart, Opened, PciAddress, Place, Reserved, VFIO_PCI, Vfio, VfioError};
+use crate::vfio::{
+    Counters, Leaving, OnStart, Opened, PciAddress, Place, Reserved, VFIO_PCI, Vfio, VfioError,
+};
 
 /// Where groups are.
 const GROUPS: &str = "/dev/vfio";
@@ -25,11 +28,18 @@ const CONTAINER: &str = "/dev/vfio/vfio";
 /// [`VfioError`].
 pub fn open(devices: Vec<(EndpointId, PciAddress)>) -> Result<Opened, VfioError> {
     let mut groups: BTreeMap<String, PciAddress> = BTreeMap::new();
+    let mut leaving = Leaving::new()
+        .map_err(|source| VfioError::Open { path: PathBuf::from("epoll"), source })?;
     let (mut containers, mut reserved) = (BTreeMap::new(), BTreeMap::new());
     let mut capabilities =
         Capabilities { page_size_mask: u64::MAX, input_bits: 64, output_last: u64::MAX };
     for (endpoint, address) in devices {
         let (container, info, known) = open_one(address, &mut groups)?;
+        let setup =
+            |call| move |source| VfioError::Refused { device: address.to_string(), call, source };
+        let wish = leaving.watch(endpoint).map_err(setup("eventfd"))?;
+        let device = container.device();
+        announce_release(device, wish).map_err(setup("VFIO_DEVICE_SET_IRQS"))?;
         capabilities.page_size_mask &= info.page_size_mask;
         let last = info.usable.iter().map(IovaRange::last).max();
         if let Some(last) = last {
@@ -42,8 +52,16 @@ pub fn open(devices: Vec<(EndpointId, PciAddress)>) -> Result<Opened, VfioError>
         containers.insert(endpoint, container);
     }
     let endpoints: Vec<_> = reserved.keys().copied().collect();
-    let kernel = Type1Kernel { containers, windows: BTreeMap::new(), capabilities };
-    Ok(Opened { vfio: Vfio::over(Box::new(kernel), endpoints, (true, OnStart::Boot)), reserved })
+    let kernel = Type1Kernel {
+        containers,
+        windows: BTreeMap::new(),
+        capabilities,
+        counters: Counters::default(),
+    };
+    Ok(Opened {
+        vfio: Vfio::over(Box::new(kernel), endpoints, (Some(leaving), OnStart::Boot)),
+        reserved,
+    })
 }
 
 fn open_one(
@@ -74,8 +92,8 @@ fn open_one(
     let info = Info::parse(&sys::info(&container).map_err(refused("VFIO_IOMMU_GET_INFO"))?);
     let known = sysfs.reserved().map_err(no_device)?;
     let limit = usize::try_from(info.mappings).unwrap_or(usize::MAX);
-    let (place, mapped, _open) = (Place::Nowhere, BTreeMap::new(), (group, opened));
-    Ok((Container { container, limit, place, mapped, _open }, info, known))
+    let (place, mapped, open) = (Place::Nowhere, BTreeMap::new(), (group, opened));
+    Ok((Container { container, limit, place, mapped, open }, info, known))
 }
 
 fn open_both_ways(path: PathBuf) -> Result<File, VfioError> {

@@ -72,6 +72,12 @@ pub(crate) trait Kernel: fmt::Debug + Send {
     /// What the kernel says; some of it may be mapped still.
     fn unmap(&mut self, domain: DomainId, range: IovaRange) -> Result<(), HostError>;
 
+    /// Gives a device back, which is nowhere: all that is open of it is closed.
+    fn release(&mut self, endpoint: EndpointId);
+
+    /// What was asked of the kernel so far.
+    fn counters(&self) -> Counters;
+
     /// Finds devices that another process has bound, if there are such.
     ///
     /// # Errors
@@ -79,6 +85,15 @@ pub(crate) trait Kernel: fmt::Debug + Send {
     fn adopt(&mut self) -> Result<(), HostError> {
         Ok(())
     }
+}
+
+/// Calls that have mapped, since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Mappings copied out of where guest memory is pinned: they pin nothing.
+    pub copies: u64,
+    /// Mappings of memory itself: they pin it.
+    pub pins: u64,
 }
 
 /// What an address space holds, and the memory that it leads to.

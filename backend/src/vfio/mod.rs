@@ -14,10 +14,13 @@
 
 mod error;
 mod kernel;
+mod leaving;
 mod ram;
+pub(crate) mod sys;
 pub(crate) mod sysfs;
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use viommu_pasid::{EndpointId, FirstTable, Requester};
 use viommu_pgtable::{Iova, IovaRange, Mapping};
@@ -28,7 +31,9 @@ use crate::{
 };
 use crate::{iommufd, type1};
 pub use error::VfioError;
+pub use kernel::Counters;
 pub(crate) use kernel::{Contents, Kernel, Place};
+pub(crate) use leaving::Leaving;
 pub(crate) use ram::{Piece, Ram, Region};
 pub use sysfs::{PciAddress, Reserved, ReservedKind};
 
@@ -79,6 +84,8 @@ const NO_BINDING: HostError = HostError::Unsupported("tables bound for a VFIO de
 const NO_MEMORY: HostError = HostError::Unsupported("a mapping of what is not guest memory");
 /// A caller that names a domain which it has not made.
 const NO_DOMAIN: HostError = HostError::Unsupported("no such domain");
+/// A device that the kernel has taken back.
+const GONE: HostError = HostError::Unsupported("a device that was taken away");
 /// A domain whose books and tables disagree.
 const BROKEN: HostError = HostError::Unsupported("a domain that the kernel did not unmap");
 
@@ -102,6 +109,8 @@ struct Endpoint {
     target: Target,
     parked: bool,
     on_start: OnStart,
+    /// The kernel wanted the device back, and has it.
+    gone: bool,
 }
 
 /// The host's IOMMU.
@@ -112,20 +121,23 @@ pub struct Vfio {
     domains: BTreeMap<DomainId, Domain>,
     endpoints: BTreeMap<EndpointId, Endpoint>,
     adopted: bool,
+    leaving: Option<Leaving>,
 }
 
 impl Vfio {
-    /// The books over `kernel`, which has these endpoints, all of them nowhere. If they are another
-    /// process's to bind, nothing reaches the kernel before [`adopt`](Self::adopt).
+    /// The books over `kernel`, which has these endpoints, all of them nowhere. `leaving` tells when the
+    /// kernel wants a device back; without it they are another process's, and nothing reaches the kernel
+    /// before [`adopt`](Self::adopt).
     pub(crate) fn over(
         kernel: Box<dyn Kernel>,
         endpoints: impl IntoIterator<Item = EndpointId>,
-        (adopted, on_start): (bool, OnStart),
+        (leaving, on_start): (Option<Leaving>, OnStart),
     ) -> Self {
-        let new = |id| (id, Endpoint { target: Target::Blocked, parked: false, on_start });
+        let new =
+            |id| (id, Endpoint { target: Target::Blocked, parked: false, on_start, gone: false });
         let endpoints = endpoints.into_iter().map(new).collect();
         let (ram, domains) = (Ram::default(), BTreeMap::new());
-        Self { kernel, ram, domains, endpoints, adopted }
+        Self { kernel, ram, domains, endpoints, adopted: leaving.is_some(), leaving }
     }
 
     /// The endpoints.
@@ -152,10 +164,37 @@ impl Vfio {
         Ok(())
     }
 
+    /// Readable when the kernel wants a device back: then [`dispatch`](Self::dispatch) gives it.
+    #[must_use]
+    pub fn leaving(&self) -> Option<BorrowedFd<'_>> {
+        self.leaving.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Gives back the devices that the kernel wants, without waiting. Their endpoints stay, and reach nothing.
+    pub fn dispatch(&mut self) {
+        let wanted = self.leaving.as_ref().map(Leaving::wanted).unwrap_or_default();
+        for id in wanted {
+            let Some(endpoint) = self.endpoints.get_mut(&id).filter(|e| !e.gone) else { continue };
+            endpoint.gone = true;
+            self.kernel.cut_off(id);
+            self.kernel.release(id);
+            log::warn!("the device of {id} was taken away: the endpoint reaches nothing any more");
+        }
+    }
+
+    /// What was asked of the kernel so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.kernel.counters()
+    }
+
     /// Moves an endpoint in the host.
     fn move_to(&mut self, id: EndpointId, target: Target) -> Result<(), HostError> {
         if !self.adopted {
             return Ok(());
+        }
+        if self.endpoint(id)?.gone {
+            return if target == Target::Blocked { Ok(()) } else { Err(GONE) };
         }
         let (place, mappings) = match target {
             Target::Blocked => (Place::Nowhere, Vec::new()),
