@@ -17,9 +17,9 @@ use self::index::{Index, Place};
 /// index outgrows the caches.
 const DEFAULT_CHUNK: usize = 32;
 
-/// Looking ahead costs what it saves if everything is in the processor's caches anyway: with fewer
-/// mappings than this, some 300 KiB, it is.
-const LOOK_AHEAD_FROM: usize = 8 << 10;
+/// Looking ahead costs more than it saves if everything is in the processor's caches anyway: with fewer
+/// mappings than this, some 1.4 MiB, it is.
+const LOOK_AHEAD_FROM: usize = 32 << 10;
 
 /// An UNMAP's range covers a part of a mapping (U4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
