@@ -116,19 +116,22 @@ impl Ours {
     }
 }
 
+/// A batch of accesses under one guard.
+fn translate(reader: &viommu_iotlb::Reader, batch: &[u64], len: u64) -> u64 {
+    let guard = reader.enter().unwrap();
+    let mut sum = 0;
+    for iova in batch {
+        for piece in guard.translate(None, Iova::new(*iova), len, Access::READ) {
+            sum ^= piece.map_or(0, |piece| piece.gpa.raw());
+        }
+    }
+    sum
+}
+
 impl Subject for Ours {
     fn reader(&self) -> Reader<'_> {
         let reader = self.device.reader().unwrap();
-        Box::new(move |batch, len| {
-            let guard = reader.enter().unwrap();
-            let mut sum = 0;
-            for iova in batch {
-                for piece in guard.translate(None, Iova::new(*iova), len, Access::READ) {
-                    sum ^= piece.map_or(0, |piece| piece.gpa.raw());
-                }
-            }
-            sum
-        })
+        Box::new(move |batch, len| translate(&reader, batch, len))
     }
 
     fn change(&self) {
@@ -231,11 +234,15 @@ fn measure(subject: &dyn Subject, accesses: &[u64], run: Run) -> f64 {
         let threads: Vec<_> = (0..run.threads)
             .map(|_| scope.spawn(|| round_times(&mut subject.reader(), accesses, run)))
             .collect();
-        let mut times: Vec<f64> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+        let times: Vec<f64> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
         stop.store(true, Ordering::Relaxed);
-        times.sort_by(f64::total_cmp);
-        times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+        median(times)
     })
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// The times of single batches: whoever interrupts us makes few of them long.
@@ -259,15 +266,12 @@ fn round_times(reader: &mut Reader<'_>, accesses: &[u64], run: Run) -> Vec<f64> 
 /// Median nanoseconds of `what`, which is done many times in a row.
 fn median_of(rounds: usize, mut what: impl FnMut()) -> f64 {
     const IN_A_ROW: u32 = 1000;
-    let mut times: Vec<f64> = (0..rounds * 100)
-        .map(|_| {
-            let start = Instant::now();
-            (0..IN_A_ROW).for_each(|_| what());
-            start.elapsed().as_secs_f64() * 1e9 / f64::from(IN_A_ROW)
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+    let times = (0..rounds * 100).map(|_| {
+        let start = Instant::now();
+        (0..IN_A_ROW).for_each(|_| what());
+        start.elapsed().as_secs_f64() * 1e9 / f64::from(IN_A_ROW)
+    });
+    median(times.collect())
 }
 
 /// What a section costs, a hit on one page inside it, and a change with a reader connected.
@@ -286,10 +290,33 @@ fn print_section(rounds: usize) {
     println!("map, unmap and drain: {:.0} ns", median_of(rounds, || ours.change()));
 }
 
+/// What a miss costs: of pages that share their lowest table, and of pages that share none. The reader
+/// forgets all that it knows before each batch.
+fn print_misses(rounds: usize) {
+    for (name, stride) in
+        [("beside a page that was found", PAGE), ("with a whole walk", 512 * PAGE)]
+    {
+        let mut world = World::new();
+        let batch: Vec<u64> = (0..BATCH as u64).map(|n| BASE + n * stride).collect();
+        batch.iter().zip(0..).for_each(|(iova, n)| world.map(*iova, output(n, BATCH as u64)));
+        let device = world.device();
+        let reader = device.reader().unwrap();
+        let times = (0..rounds * 1000).map(|_| {
+            world.hub.withdraw(Withdrawn::Everything);
+            world.hub.drain();
+            let start = Instant::now();
+            black_box(translate(&reader, &batch, 64));
+            start.elapsed().as_secs_f64() * 1e9 / BATCH as f64
+        });
+        println!("miss {name}: {:.1} ns", median(times.collect()));
+    }
+}
+
 fn main() {
     // `cargo test --benches` has every part of it run, once and briefly
     let rounds = if std::env::args().any(|argument| argument == "--bench") { 9 } else { 1 };
     print_section(rounds);
+    print_misses(rounds);
     println!("\nns for each access {:>28} {:>11} {:>11}", "ours", "vm-memory", "BTreeMap");
     for pages in [64, 2 << 10, 64 << 10, 1 << 20] {
         let accesses = accesses(pages);
@@ -298,16 +325,28 @@ fn main() {
             Box::new(VmMemory::new(pages)),
             Box::new(Tree::new(pages)),
         ];
+        // one reader alone, then two beside each other
+        let mut ours = Vec::new();
         for (len, threads, busy) in
             [(1500, 1, false), (1500, 2, false), (1500, 1, true), (64 << 10, 1, false)]
         {
             let run = Run { len, threads, busy, rounds };
             let state = if busy { "busy" } else { "quiet" };
             print!("{pages:>8} pages {len:>6} B {threads} x {state:<6}");
-            for subject in &subjects {
-                print!(" {:>11.1}", measure(&**subject, &accesses, run));
+            for (place, subject) in subjects.iter().enumerate() {
+                let time = measure(&**subject, &accesses, run);
+                print!(" {time:>11.1}");
+                if place == 0 {
+                    ours.push(time);
+                }
             }
             println!();
+        }
+        if let [one, two, ..] = *ours {
+            println!(
+                "{pages:>8} pages   two of our readers do {:.2} x one's work",
+                2.0 * one / two
+            );
         }
     }
 }
