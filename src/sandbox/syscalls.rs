@@ -55,6 +55,8 @@ const SERVING: &[&[libc::c_long]] = &[
     // the sockets' files at the end, if they are still ours; signals; the end
     &[
         libc::SYS_statx,
+        // what musl calls where glibc calls statx
+        libc::SYS_newfstatat,
         libc::SYS_unlinkat,
         libc::SYS_rt_sigaction,
         libc::SYS_rt_sigprocmask,
@@ -80,8 +82,9 @@ const PROTECTION: u8 = 2;
 /// `ioctl` takes the request as its second argument, of which the kernel looks at 32 bits.
 const REQUEST: u8 = 1;
 
-/// Requests of `ioctl`: how many bytes have come, and whether to wait for more.
-const REQUESTS: [libc::Ioctl; 2] = [libc::FIONREAD, libc::FIONBIO];
+/// Requests of `ioctl`, FIONREAD and FIONBIO: how many bytes have come, and whether to wait for more
+/// (asm-generic/ioctls.h; libc has them in a type that differs from one C library to another).
+const REQUESTS: [u32; 2] = [0x541b, 0x5421];
 
 /// Puts the allow-list in force, with what maps memory for VFIO devices if there are any, for this thread and those it starts.
 pub(super) fn allow_only_serving(vfio: bool) -> Result<(), String> {
@@ -98,7 +101,7 @@ fn program(vfio: bool) -> Result<BpfProgram, seccompiler::BackendError> {
         rules.insert(call, vec![not_executable()?]);
     }
     let host = viommu_backend::vfio::requests().filter(|_| vfio);
-    let requests = REQUESTS.into_iter().chain(host.map(libc::Ioctl::from));
+    let requests = REQUESTS.into_iter().chain(host);
     let requests: Result<_, _> = requests.map(is_request).collect();
     rules.insert(libc::SYS_ioctl, requests?);
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
@@ -113,8 +116,8 @@ fn not_executable() -> Result<SeccompRule, seccompiler::BackendError> {
 }
 
 /// One request of `ioctl`.
-fn is_request(request: libc::Ioctl) -> Result<SeccompRule, seccompiler::BackendError> {
-    let same = SeccompCmpOp::Eq;
+fn is_request(request: u32) -> Result<SeccompRule, seccompiler::BackendError> {
+    let (same, request) = (SeccompCmpOp::Eq, u64::from(request));
     SeccompRule::new(vec![SeccompCondition::new(REQUEST, SeccompCmpArgLen::Dword, same, request)?])
 }
 

@@ -63,7 +63,9 @@ fn call<T>(fd: BorrowedFd<'_>, request: u32, argument: &mut T) -> io::Result<()>
     // the kernel's header gives for the request, with its size in the first field, so the kernel stays
     // inside `argument`; 3. the one pointer in such a structure, in `iova_ranges`, is to a live array whose
     // length is beside it.
-    let done = unsafe { libc::ioctl(fd.as_raw_fd(), request.into(), std::ptr::from_mut(argument)) };
+    let done = unsafe {
+        libc::ioctl(fd.as_raw_fd(), request as libc::Ioctl, std::ptr::from_mut(argument))
+    };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -40,7 +40,7 @@ pub(super) const INFO_WORDS: usize = 512;
 fn with_number(fd: BorrowedFd<'_>, request: u32, number: u32) -> io::Result<i32> {
     // SAFETY: 1. `fd` is open for the call; 2. each caller passes a request whose argument is a number, so
     // the kernel follows no pointer.
-    let done = unsafe { libc::ioctl(fd.as_raw_fd(), request.into(), u64::from(number)) };
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), request as libc::Ioctl, u64::from(number)) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done) }
 }
 
@@ -50,7 +50,9 @@ fn with_struct<T>(fd: BorrowedFd<'_>, request: u32, argument: &mut T) -> io::Res
     // gives for the request, with its size in `argsz` where there is one, so the kernel stays inside
     // `argument`; 3. `map_dma`, whose structure names memory, has it from a `Window` that outlives the
     // mapping.
-    let done = unsafe { libc::ioctl(fd.as_raw_fd(), request.into(), std::ptr::from_mut(argument)) };
+    let done = unsafe {
+        libc::ioctl(fd.as_raw_fd(), request as libc::Ioctl, std::ptr::from_mut(argument))
+    };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -85,7 +87,7 @@ pub(super) fn device(group: impl AsFd, address: &str) -> io::Result<OwnedFd> {
     let name = CString::new(address).map_err(io::Error::other)?;
     // SAFETY: 1. the group is open for the call; 2. the request reads a string, which `name` is.
     let raw = unsafe {
-        libc::ioctl(group.as_fd().as_raw_fd(), GROUP_GET_DEVICE_FD.into(), name.as_ptr())
+        libc::ioctl(group.as_fd().as_raw_fd(), GROUP_GET_DEVICE_FD as libc::Ioctl, name.as_ptr())
     };
     if raw < 0 {
         return Err(io::Error::last_os_error());

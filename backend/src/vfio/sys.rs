@@ -38,7 +38,8 @@ pub(crate) fn announce_release(device: BorrowedFd<'_>, eventfd: BorrowedFd<'_>) 
     // SAFETY: 1. `device` is open for the call; 2. the structure is the one of the request, its size and
     // the number of descriptors in it are said, so the kernel stays inside; 3. the kernel takes a reference
     // of its own to the eventfd.
-    let done =
-        unsafe { libc::ioctl(device.as_raw_fd(), SET_IRQS.into(), std::ptr::from_mut(&mut set)) };
+    let done = unsafe {
+        libc::ioctl(device.as_raw_fd(), SET_IRQS as libc::Ioctl, std::ptr::from_mut(&mut set))
+    };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

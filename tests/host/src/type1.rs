@@ -13,7 +13,7 @@ use crate::pci::Function;
 use crate::ram::Ram;
 
 /// The first of VFIO's request numbers: `_IO(';', 100)` (linux/vfio.h).
-const BASE: libc::c_ulong = 0x3b64;
+const BASE: libc::Ioctl = 0x3b64;
 
 /// `VFIO_TYPE1v2_IOMMU`.
 const TYPE1_V2: libc::c_ulong = 3;
@@ -74,13 +74,12 @@ impl Container {
 }
 
 /// A request that takes a structure, which the kernel reads and may answer in.
-fn with_struct<T>(file: &File, request: libc::c_ulong, argument: &mut T) -> io::Result<()> {
+fn with_struct<T>(file: &File, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
     // SAFETY: 1. `file` is open for the call; 2. each caller passes the structure that linux/vfio.h gives
     // for the request, with its size in `argsz` where it has one, so the kernel stays inside `argument`.
     // 3. Memory that a device may write through it is guest memory, which nobody borrows.
-    let result = unsafe {
-        libc::ioctl(file.as_raw_fd(), (BASE + request) as _, std::ptr::from_mut(argument))
-    };
+    let result =
+        unsafe { libc::ioctl(file.as_raw_fd(), BASE + request, std::ptr::from_mut(argument)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -88,14 +87,14 @@ fn with_struct<T>(file: &File, request: libc::c_ulong, argument: &mut T) -> io::
 fn set_iommu(container: &File) -> io::Result<()> {
     // SAFETY: 1. `container` is open for the call; 2. the request takes a number, so the kernel follows no
     // pointer.
-    let result = unsafe { libc::ioctl(container.as_raw_fd(), (BASE + 2) as _, TYPE1_V2) };
+    let result = unsafe { libc::ioctl(container.as_raw_fd(), BASE + 2, TYPE1_V2) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// VFIO_GROUP_GET_DEVICE_FD: the device of that PCI address.
 fn device(group: &File, name: &CString) -> io::Result<OwnedFd> {
     // SAFETY: 1. `group` is open for the call; 2. the request reads a string, which `name` is.
-    let result = unsafe { libc::ioctl(group.as_raw_fd(), (BASE + 6) as _, name.as_ptr()) };
+    let result = unsafe { libc::ioctl(group.as_raw_fd(), BASE + 6, name.as_ptr()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }

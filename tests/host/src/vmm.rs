@@ -58,7 +58,7 @@ impl Vmm {
 
 /// One call with a structure of 32-bit words; the first is the structure's size.
 fn call<const N: usize>(file: &File, request: u32, words: &mut [u32; N]) -> io::Result<()> {
-    let (file, request) = (file.as_raw_fd(), libc::Ioctl::from(request));
+    let (file, request) = (file.as_raw_fd(), request as libc::Ioctl);
     // SAFETY: 1. the file is open; 2. each caller above passes the structure of the request, its size
     // first and no pointer in it, so the kernel stays inside `words`.
     let done = unsafe { libc::ioctl(file, request, words.as_mut_ptr()) };
