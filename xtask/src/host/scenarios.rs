@@ -50,6 +50,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     basic("intel-scalable", "iommufd over VT-d's second level", Iommu::IntelScalable),
     basic("intel-fsts", "iommufd over VT-d's first level", Iommu::IntelFirstStage),
     basic("amd", "iommufd over AMD's IOMMU", Iommu::Amd),
+    basic("smmuv3", "iommufd over Arm's SMMUv3", Iommu::SmmuV3),
     type1("type1-intel", Iommu::IntelLegacy),
     type1("type1-smmuv3", Iommu::SmmuV3),
     special(
