@@ -2,23 +2,22 @@
 //! the same random accesses in one run.
 //!
 //! `cargo bench -p viommu-iotlb` prints nanoseconds for each access, the median of all batches.
-//! *quiet*: nothing changes; *busy*: another thread maps and unmaps elsewhere all the time, and
-//! ours drains after each unmap. One guard, or one lock, for each batch of accesses.
+//! *quiet*: nothing changes; *busy*: pages elsewhere are mapped and unmapped all the time, by another
+//! process for ours, which drains after each unmap, and by another thread for what only threads can
+//! share. One guard, or one lock, for each batch of accesses.
 #![expect(clippy::unwrap_used, reason = "a bench")]
 
-use std::collections::BTreeMap;
+mod ours;
+mod peers;
+
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
-use std::sync::{Mutex, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use viommu_iotlb::{Device, Hub, HubConfig, Withdrawn};
-use viommu_pasid::vtd::{AddressWidth, PasidEntry, PasidTable, RootTable, Translation};
-use viommu_pasid::{EndpointId, Requester, Structures};
-use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr, Table, VtdSecond};
-use vm_memory::iommu::Iotlb;
-use vm_memory::{GuestAddress, Permissions};
+use ours::{Apart, World, translate};
+use peers::{Tree, VmMemory};
+use viommu_iotlb::Withdrawn;
+use viommu_pgtable::{Access, Iova};
 
 const PAGE: u64 = 4096;
 
@@ -31,8 +30,6 @@ const BATCH: usize = 64;
 /// Where the mappings are, and where the busy one maps.
 const BASE: u64 = 0x10_0000_0000;
 const ELSEWHERE: u64 = 0x7000_0000_0000;
-
-const ENDPOINT: EndpointId = EndpointId::new(8);
 
 /// Where page `index` leads. Neighbours lead far from each other, so that nothing can be merged.
 const fn output(index: u64, pages: u64) -> u64 {
@@ -58,157 +55,8 @@ type Reader<'s> = Box<dyn FnMut(&[u64], u64) -> u64 + Send + 's>;
 trait Subject: Sync {
     /// A thread's own way to translate.
     fn reader(&self) -> Reader<'_>;
-    /// Maps a page elsewhere and unmaps it again.
-    fn change(&self);
-}
-
-struct World {
-    hub: Hub,
-    table: Table<VtdSecond>,
-}
-
-impl World {
-    fn new() -> Self {
-        let mut hub = Hub::new(HubConfig::default()).unwrap();
-        let format = VtdSecond::new(48, 1 << 12 | 1 << 21 | 1 << 30).unwrap();
-        let table = Table::new(format, hub.region_mut()).unwrap();
-        Self { hub, table }
-    }
-
-    fn map(&mut self, iova: u64, oa: u64) {
-        let range = IovaRange::with_len(Iova::new(iova), PAGE).unwrap();
-        let mapping = Mapping::new(range, PhysAddr::new(oa), Access::RW).unwrap();
-        self.table.map(self.hub.region_mut(), &mapping).unwrap();
-    }
-
-    /// Attaches the endpoint and connects to it.
-    fn device(&mut self) -> Device {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("socket");
-        let (store, root) = (self.hub.region_mut(), self.table.root());
-        let translation = Translation::SecondLevel { root, width: AddressWidth::Bits48 };
-        let pasids = PasidTable::new(store, 0).unwrap();
-        pasids.set(store, 0, &PasidEntry { domain_tag: 1, translation }).unwrap();
-        let root = RootTable::new(store).unwrap();
-        root.set_context(store, ENDPOINT.bdf(), &pasids.context()).unwrap();
-        self.hub.listen(ENDPOINT, Structures::Vtd { root: root.root() }, 0, &socket).unwrap();
-        let (done, device) = channel();
-        std::thread::spawn(move || done.send(Device::connect(socket).unwrap()).unwrap());
-        loop {
-            self.hub.dispatch(&mut |_| {});
-            if let Ok(device) = device.recv_timeout(Duration::from_millis(1)) {
-                return device;
-            }
-        }
-    }
-}
-
-struct Ours {
-    device: Device,
-    world: Mutex<World>,
-}
-
-impl Ours {
-    fn new(pages: u64) -> Self {
-        let mut world = World::new();
-        (0..pages).for_each(|n| world.map(BASE + n * PAGE, output(n, pages)));
-        Self { device: world.device(), world: Mutex::new(world) }
-    }
-}
-
-/// A batch of accesses under one guard.
-fn translate(reader: &viommu_iotlb::Reader, batch: &[u64], len: u64) -> u64 {
-    let guard = reader.enter().unwrap();
-    let mut sum = 0;
-    for iova in batch {
-        for piece in guard.translate(None, Iova::new(*iova), len, Access::READ) {
-            sum ^= piece.map_or(0, |piece| piece.gpa.raw());
-        }
-    }
-    sum
-}
-
-impl Subject for Ours {
-    fn reader(&self) -> Reader<'_> {
-        let reader = self.device.reader().unwrap();
-        Box::new(move |batch, len| translate(&reader, batch, len))
-    }
-
-    fn change(&self) {
-        let mut world = self.world.lock().unwrap();
-        world.map(ELSEWHERE, PAGE);
-        let range = IovaRange::with_len(Iova::new(ELSEWHERE), PAGE).unwrap();
-        let World { hub, table } = &mut *world;
-        table.unmap(hub.region_mut(), range).unwrap();
-        hub.withdraw(Withdrawn::Range { requester: Requester::rid(ENDPOINT), range });
-        hub.drain();
-    }
-}
-
-struct VmMemory(RwLock<Iotlb>);
-
-impl VmMemory {
-    fn new(pages: u64) -> Self {
-        let mut iotlb = Iotlb::new();
-        (0..pages).for_each(|n| Self::map(&mut iotlb, BASE + n * PAGE, output(n, pages)));
-        Self(RwLock::new(iotlb))
-    }
-
-    fn map(iotlb: &mut Iotlb, iova: u64, oa: u64) {
-        let (iova, gpa) = (GuestAddress(iova), GuestAddress(oa));
-        iotlb.set_mapping(iova, gpa, 4096, Permissions::ReadWrite).unwrap();
-    }
-}
-
-impl Subject for VmMemory {
-    fn reader(&self) -> Reader<'_> {
-        Box::new(|batch, len| {
-            let (iotlb, len) = (self.0.read().unwrap(), usize::try_from(len).unwrap());
-            let mut sum = 0;
-            for iova in batch {
-                let found = Iotlb::lookup(&*iotlb, GuestAddress(*iova), len, Permissions::Read);
-                sum ^= found.map_or(0, |pieces| pieces.fold(0, |sum, piece| sum ^ piece.base.0));
-            }
-            sum
-        })
-    }
-
-    fn change(&self) {
-        let mut iotlb = self.0.write().unwrap();
-        Self::map(&mut iotlb, ELSEWHERE, PAGE);
-        iotlb.invalidate_mapping(GuestAddress(ELSEWHERE), 4096);
-    }
-}
-
-/// From a mapping's first address to where it leads.
-struct Tree(RwLock<BTreeMap<u64, u64>>);
-
-impl Tree {
-    fn new(pages: u64) -> Self {
-        Self(RwLock::new((0..pages).map(|n| (BASE + n * PAGE, output(n, pages))).collect()))
-    }
-}
-
-impl Subject for Tree {
-    fn reader(&self) -> Reader<'_> {
-        Box::new(|batch, len| {
-            let tree = self.0.read().unwrap();
-            let mut sum = 0;
-            for iova in batch {
-                let first = tree.range(..=*iova).next_back().map_or(*iova, |(start, _)| *start);
-                for (start, oa) in tree.range(first..*iova + len) {
-                    sum ^= oa + iova.saturating_sub(*start);
-                }
-            }
-            sum
-        })
-    }
-
-    fn change(&self) {
-        let mut tree = self.0.write().unwrap();
-        tree.insert(ELSEWHERE, PAGE);
-        tree.remove(&ELSEWHERE);
-    }
+    /// Maps a page elsewhere and unmaps it again, over and over, until `stop` is true.
+    fn change_until(&self, stop: &AtomicBool);
 }
 
 /// How a run is made.
@@ -225,11 +73,7 @@ fn measure(subject: &dyn Subject, accesses: &[u64], run: Run) -> f64 {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         if run.busy {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    subject.change();
-                }
-            });
+            scope.spawn(|| subject.change_until(&stop));
         }
         let threads: Vec<_> = (0..run.threads)
             .map(|_| scope.spawn(|| round_times(&mut subject.reader(), accesses, run)))
@@ -276,8 +120,9 @@ fn median_of(rounds: usize, mut what: impl FnMut()) -> f64 {
 
 /// What a section costs, a hit on one page inside it, and a change with a reader connected.
 fn print_section(rounds: usize) {
-    let ours = Ours::new(64);
-    let reader = ours.device.reader().unwrap();
+    let mut world = World::with_pages(64);
+    let device = world.device();
+    let reader = device.reader().unwrap();
     let section = median_of(rounds, || _ = black_box(reader.enter().unwrap()));
     println!("enter and leave: {section:.1} ns");
     let guard = reader.enter().unwrap();
@@ -287,7 +132,7 @@ fn print_section(rounds: usize) {
     });
     println!("hit on one page: {hit:.1} ns");
     drop(guard);
-    println!("map, unmap and drain: {:.0} ns", median_of(rounds, || ours.change()));
+    println!("map, unmap and drain: {:.0} ns", median_of(rounds, || world.change()));
 }
 
 /// What a miss costs: of pages that share their lowest table, and of pages that share none. The reader
@@ -302,8 +147,7 @@ fn print_misses(rounds: usize) {
         let device = world.device();
         let reader = device.reader().unwrap();
         let times = (0..rounds * 1000).map(|_| {
-            world.hub.withdraw(Withdrawn::Everything);
-            world.hub.drain();
+            world.withdraw(Withdrawn::Everything);
             let start = Instant::now();
             black_box(translate(&reader, &batch, 64));
             start.elapsed().as_secs_f64() * 1e9 / BATCH as f64
@@ -313,6 +157,9 @@ fn print_misses(rounds: usize) {
 }
 
 fn main() {
+    if let Some(pages) = std::env::var_os(ours::PAGES) {
+        return ours::daemon(pages.to_str().unwrap().parse().unwrap());
+    }
     // `cargo test --benches` has every part of it run, once and briefly
     let rounds = if std::env::args().any(|argument| argument == "--bench") { 9 } else { 1 };
     print_section(rounds);
@@ -321,7 +168,7 @@ fn main() {
     for pages in [64, 2 << 10, 64 << 10, 1 << 20] {
         let accesses = accesses(pages);
         let subjects: [Box<dyn Subject>; 3] = [
-            Box::new(Ours::new(pages)),
+            Box::new(Apart::new(pages)),
             Box::new(VmMemory::new(pages)),
             Box::new(Tree::new(pages)),
         ];
