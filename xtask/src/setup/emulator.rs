@@ -7,6 +7,7 @@ use super::apt::Archive;
 use super::bundle::{Bundle, Contents};
 use super::cache::Cache;
 use super::guest_kernel::Architecture;
+use super::tree::Tree;
 use crate::command;
 use crate::error::{Error, Result};
 
@@ -42,8 +43,8 @@ pub(crate) struct Emulator {
 enum Place {
     /// A program of the machine's own, for its own architecture's guests.
     Program(PathBuf),
-    /// Unpacked packages: the loader, libraries and firmware in it are named on each call.
-    Tree { root: PathBuf, loader: PathBuf, libraries: PathBuf },
+    /// Unpacked packages: the firmware in it is named on each call.
+    Tree(Tree),
 }
 
 impl Emulator {
@@ -69,7 +70,7 @@ impl Emulator {
     pub(crate) fn root(&self) -> Option<&Path> {
         match &self.place {
             Place::Program(_) => None,
-            Place::Tree { root, .. } => Some(root),
+            Place::Tree(tree) => Some(tree.root()),
         }
     }
 
@@ -77,18 +78,14 @@ impl Emulator {
     pub(crate) fn command(&self, guest: Architecture) -> Command {
         match &self.place {
             Place::Program(program) => Command::new(program),
-            Place::Tree { root, loader, libraries } => {
-                let mut command = Command::new(loader);
-                let mut path = libraries.clone().into_os_string();
-                path.push(":");
-                path.push(libraries.join("pulseaudio"));
-                command.arg("--library-path").arg(path);
-                command.arg(root.join("usr/bin").join(guest.qemu()));
+            Place::Tree(tree) => {
+                let root = tree.root();
+                let mut command = tree.command(guest.qemu(), &["pulseaudio"]);
                 for firmware in ["qemu", "seabios"] {
                     command.arg("-L").arg(root.join("usr/share").join(firmware));
                 }
                 command.arg("-L").arg(root.join("usr/lib/ipxe/qemu"));
-                command.env("QEMU_MODULE_DIR", libraries.join("qemu"));
+                command.env("QEMU_MODULE_DIR", tree.libraries().join("qemu"));
                 command
             }
         }
@@ -105,14 +102,12 @@ impl Emulator {
 }
 
 fn unpacked(cache: &Cache, mirror: Option<&str>) -> Result<Place> {
-    let (bundle, loader, triplet) = match std::env::consts::ARCH {
-        "x86_64" => (AMD64, "usr/lib64/ld-linux-x86-64.so.2", "x86_64-linux-gnu"),
-        "aarch64" => (ARM64, "usr/lib/ld-linux-aarch64.so.1", "aarch64-linux-gnu"),
+    let bundle = match std::env::consts::ARCH {
+        "x86_64" => AMD64,
+        "aarch64" => ARM64,
         other => {
             return Err(Error::Wrong(format!("no packaged QEMU for {other} here: give --qemu")));
         }
     };
-    let root = bundle.bring(cache, mirror)?;
-    let (loader, libraries) = (root.join(loader), root.join("usr/lib").join(triplet));
-    Ok(Place::Tree { root, loader, libraries })
+    Tree::at(bundle.bring(cache, mirror)?).map(Place::Tree)
 }

@@ -1,7 +1,7 @@
 //! The lanes that cargo runs: format, lints, documentation, tests.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::tally::Tally;
@@ -88,13 +88,19 @@ pub(crate) fn brief_fuzz() -> Command {
 }
 
 impl Lane {
-    /// Runs it, its output in `logs/NAME.log`. A lane without tests of its own counts as one.
+    /// True for those in which tests look for programs of others.
+    pub(crate) fn compares(&self) -> bool {
+        self.name == "tests"
+    }
+
+    /// Runs it with more in its environment, its output in `logs/NAME.log`. A lane without tests of its own counts as one.
     ///
     /// # Errors
     /// cargo cannot be started, or the log not be written.
-    pub(crate) fn run(&self, logs: &Path) -> Result<Tally> {
+    pub(crate) fn run(&self, logs: &Path, more: &[(&str, PathBuf)]) -> Result<Tally> {
         let mut cargo = build::cargo();
         cargo.args(self.arguments).envs(self.environment.iter().copied());
+        cargo.envs(more.iter().map(|(name, value)| (name, value)));
         // the log is read by people and by us: no colours
         cargo.env("TERM", "dumb").env("CARGO_TERM_COLOR", "never");
         run(self.name, cargo, logs)

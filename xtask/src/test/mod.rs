@@ -4,13 +4,15 @@ mod lane;
 mod tally;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::host;
 use crate::oracle;
-use crate::setup::build;
+use crate::setup::cache::Cache;
+use crate::setup::emulator::Emulator;
+use crate::setup::{build, iasl};
 use crate::suite::tools::Sources;
 use crate::suite::{self, Outcome, Selection};
 use crate::ui::{note, seconds, table};
@@ -32,7 +34,8 @@ pub(crate) fn run(full: bool, sources: &Sources) -> Result<bool> {
     };
     for lane in LANES {
         let began = Instant::now();
-        add(lane.name, began, lane.run(&logs)?);
+        let others = if lane.compares() { others(sources, &logs)? } else { Vec::new() };
+        add(lane.name, began, lane.run(&logs, &others)?);
     }
     let began = Instant::now();
     add("fuzz", began, lane::run("fuzz", lane::brief_fuzz(), &logs)?);
@@ -49,6 +52,24 @@ pub(crate) fn run(full: bool, sources: &Sources) -> Result<bool> {
     let total: Tally = tallies.into_iter().sum();
     println!("\n{total}");
     Ok(total.failed == 0)
+}
+
+/// The programs of others that tests compare with, as they look for them in their environment. What
+/// cannot be had is left out, and it is said why: the tests say then that they were skipped.
+fn others(sources: &Sources, logs: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
+    let (cache, mirror) = (Cache::open()?, sources.mirror.as_deref());
+    let mut there = Vec::new();
+    match iasl::bring(&cache, mirror, logs) {
+        Ok(script) => there.push(("VIOMMU_IASL", script)),
+        Err(error) => note(format_args!("no iasl to compare with: {error}")),
+    }
+    match Emulator::bring(sources.qemu.as_deref(), &cache, mirror) {
+        Ok(qemu) => {
+            there.extend(qemu.root().map(|root| ("VIOMMU_QEMU_ROOT", root.to_path_buf())));
+        }
+        Err(error) => note(format_args!("no QEMU to compare with: {error}")),
+    }
+    Ok(there)
 }
 
 /// The comparison with QEMU's walkers; without a QEMU it is left out, and it is said why.
