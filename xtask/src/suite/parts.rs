@@ -51,6 +51,9 @@ pub(crate) fn start_daemon(set: &Set, place: &Place<'_>) -> Result<Process> {
     let mut daemon = Command::new(&place.tools.programs.daemon);
     daemon.args(["--socket-path", IOMMU_SOCKET, "--log-level", "info"]);
     daemon.args(["--arch", place.arch.option()]);
+    if set.poll_us != 0 {
+        daemon.args(["--poll-us", &set.poll_us.to_string()]);
+    }
     if let Some(window) = topology::msi_window(place.kit.kernel.architecture) {
         daemon.args(["--msi-window", window]);
     }
