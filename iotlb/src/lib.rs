@@ -83,6 +83,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
 
 pub mod abi;
+mod cache;
 mod config;
 mod conn;
 mod device;
@@ -103,6 +104,7 @@ mod pieces;
 mod pin;
 mod reader;
 mod region;
+mod routes;
 mod section;
 mod shm;
 mod shortcuts;

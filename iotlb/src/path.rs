@@ -31,15 +31,15 @@ impl From<Translation> for Leaf {
 }
 
 /// The tables of the daemon, and those of the guest in `guest`.
-pub(crate) type Tables<'a> = Memories<'a, View, dyn TableMemory + 'a>;
+pub(crate) type Tables<'a, T = View> = Memories<'a, T, dyn TableMemory + 'a>;
 
 pub(crate) const fn tables<'a>(view: &'a View, guest: &'a dyn TableMemory) -> Tables<'a> {
     Memories::new(view, guest, view.table_base())
 }
 
 /// Finds the route of (`endpoint`, `pasid`), starting at its segment's `structures`.
-pub(crate) fn find(
-    tables: &Tables<'_>,
+pub(crate) fn find<T: TableMemory + ?Sized>(
+    tables: &Tables<'_, T>,
     structures: &Structures,
     endpoint: EndpointId,
     pasid: Option<Pasid>,
@@ -82,8 +82,8 @@ const fn smmu_reason(kind: &Smmu) -> FaultReason {
 
 /// Follows `iova` along `route`: where it leads, and where the next walk of its neighbours can
 /// begin.
-pub(crate) fn follow(
-    tables: &Tables<'_>,
+pub(crate) fn follow<T: TableMemory + ?Sized>(
+    tables: &Tables<'_, T>,
     route: &Route,
     iova: u64,
     access: Access,
@@ -107,8 +107,8 @@ pub(crate) fn follow(
 /// Where `iova` leads from a shortcut that was noted in the same epoch; `None` if that is for a
 /// whole walk to say.
 #[inline]
-pub(crate) fn follow_from(
-    tables: &Tables<'_>,
+pub(crate) fn follow_from<T: TableMemory + ?Sized>(
+    tables: &Tables<'_, T>,
     shortcut: &Shortcut,
     iova: u64,
     access: Access,

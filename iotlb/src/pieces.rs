@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use viommu_pasid::Pasid;
 use viommu_pgtable::{Access, Iova, PhysAddr, TableMemory};
 
+use crate::cache::Wanted;
 use crate::fault::{AccessFault, FaultReason};
 use crate::path::Leaf;
 use crate::reader::{Guard, Reader};
@@ -34,7 +35,8 @@ pub(crate) struct Asked<'g> {
 impl Asked<'_> {
     #[inline]
     fn leaf(&self, iova: u64) -> Result<Leaf, FaultReason> {
-        self.reader.leaf(self.guest, self.pasid, iova, self.access)
+        let Self { pasid, access, .. } = *self;
+        self.reader.leaf(self.guest, Wanted { pasid, iova, access })
     }
 }
 

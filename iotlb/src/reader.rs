@@ -4,23 +4,19 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use viommu_pasid::{Pasid, Route};
+use viommu_pasid::Pasid;
 use viommu_pgtable::{Access, Iova, IovaRange, TableMemory};
 
 use crate::abi::State;
+use crate::cache::{Cache, Origin, Wanted};
 use crate::fault::{AccessFault, FaultReason, FaultRecord};
 use crate::guest_tables::NoGuestMemory;
 use crate::link::{Lane, Link};
-use crate::path::{self, Leaf, Tables};
+use crate::path::{self, Leaf};
 use crate::pieces::{Asked, Pieces};
 use crate::pin::{Pin, PinsFull};
 use crate::section;
-use crate::shortcuts::Shortcuts;
-use crate::sync::{AtomicU64, Ordering};
-use crate::tlb::Tlb;
-
-/// Routes that a reader remembers: PASIDs in turn beyond this many are looked up each time.
-const ROUTES: usize = 64;
+use crate::sync::Ordering;
 
 /// Why a section cannot begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -34,14 +30,6 @@ pub enum Refused {
     /// The daemon is gone.
     #[error("the daemon is gone")]
     Disconnected,
-}
-
-/// A route that a reader remembers, and for what.
-#[derive(Debug, Clone, Copy)]
-struct Known {
-    epoch: u64,
-    pasid: Option<Pasid>,
-    route: Route,
 }
 
 /// Translates for one thread.
@@ -60,12 +48,7 @@ pub struct Reader {
     seen: Cell<u64>,
     /// Guards that are open.
     depth: Cell<u64>,
-    tlb: Tlb,
-    shortcuts: Shortcuts,
-    routes: Box<[Cell<Option<Known>>]>,
-    hits: Cell<u64>,
-    misses: Cell<u64>,
-    flushes: Cell<u64>,
+    cache: Cache,
 }
 
 impl Reader {
@@ -75,12 +58,7 @@ impl Reader {
             lane,
             seen: Cell::new(section::UNSEEN),
             depth: Cell::new(0),
-            tlb: Tlb::new(),
-            shortcuts: Shortcuts::new(),
-            routes: vec![Cell::new(None); ROUTES].into_boxed_slice(),
-            hits: Cell::new(0),
-            misses: Cell::new(0),
-            flushes: Cell::new(0),
+            cache: Cache::new(),
         }
     }
 
@@ -125,20 +103,16 @@ impl Reader {
     /// The epoch has moved: what was known is void, and the daemon may have told us something.
     #[cold]
     fn begin_anew(&self, now: u64) -> Result<(), Refused> {
-        section::acquire::<AtomicU64>();
         let slot = &self.lane.line(&self.link.slot).epoch;
-        let refused = match self.link.state() {
+        let state = || self.link.state();
+        let refused = match section::begin_anew(slot, now, state, || self.cache.flush()) {
             State::Running => {
-                self.tlb.flush();
-                self.flushes.set(self.flushes.get() + 1);
                 self.seen.set(now);
-                section::advance_to(slot, now);
                 return Ok(());
             }
             State::Parked => Refused::Parked,
             State::CutOff => Refused::CutOff,
         };
-        section::leave(slot);
         // Parked for ever, because the one who parked us is gone?
         Err(if self.link.has_hung_up() { Refused::Disconnected } else { refused })
     }
@@ -158,79 +132,34 @@ impl Reader {
             let line = self.lane.line(&self.link.slot);
             section::leave(&line.epoch);
             // Relaxed: only for looking at
-            line.hits.store(self.hits.get(), Ordering::Relaxed);
-            line.misses.store(self.misses.get(), Ordering::Relaxed);
-            line.flushes.store(self.flushes.get(), Ordering::Relaxed);
+            let counters = self.cache.counters();
+            line.hits.store(counters.hits, Ordering::Relaxed);
+            line.misses.store(counters.misses, Ordering::Relaxed);
+            line.flushes.store(counters.flushes, Ordering::Relaxed);
         }
     }
 
-    /// Where `iova` leads. A section is open. The guest's tables are read from `guest`, which a hit
-    /// does not look at.
+    /// Where `wanted` leads. A section is open. The guest's tables are read from `guest`, which a
+    /// hit does not look at.
     #[inline]
     pub(crate) fn leaf(
         &self,
         guest: &dyn TableMemory,
-        pasid: Option<Pasid>,
-        iova: u64,
-        access: Access,
+        wanted: Wanted,
     ) -> Result<Leaf, FaultReason> {
-        if let Some(leaf) = self.tlb.find(tag(pasid, access), iova, access) {
-            self.hits.set(self.hits.get() + 1);
+        if let Some(leaf) = self.cache.find(wanted) {
             return Ok(leaf);
         }
-        self.walk(guest, pasid, iova, access)
+        self.walk(guest, wanted)
     }
 
     #[inline(never)]
-    fn walk(
-        &self,
-        guest: &dyn TableMemory,
-        pasid: Option<Pasid>,
-        iova: u64,
-        access: Access,
-    ) -> Result<Leaf, FaultReason> {
-        self.misses.set(self.misses.get() + 1);
-        let tables = path::tables(&self.link.view, guest);
-        let (epoch, tag) = (self.seen.get(), tag(pasid, access));
-        if let Some(shortcut) = self.shortcuts.find(epoch, tag, iova)
-            && let Some(leaf) = path::follow_from(&tables, &shortcut, iova, access)
-        {
-            self.tlb.insert(tag, iova, leaf);
-            return Ok(leaf);
-        }
-        let route = self.route(&tables, pasid)?;
-        let (leaf, shortcut) = path::follow(&tables, &route, iova, access)?;
-        self.tlb.insert(tag, iova, leaf);
-        if let Some(shortcut) = shortcut {
-            self.shortcuts.insert(epoch, tag, iova, shortcut);
-        }
-        Ok(leaf)
+    fn walk(&self, guest: &dyn TableMemory, wanted: Wanted) -> Result<Leaf, FaultReason> {
+        let link = &*self.link;
+        let tables = path::tables(&link.view, guest);
+        let from = Origin { tables, structures: &link.structures, endpoint: link.endpoint };
+        self.cache.walk(&from, self.seen.get(), wanted)
     }
-
-    fn route(&self, tables: &Tables<'_>, pasid: Option<Pasid>) -> Result<Route, FaultReason> {
-        let epoch = self.seen.get();
-        let place = self.routes.get(pasid.map_or(0, Pasid::raw) as usize % ROUTES);
-        if let Some(known) = place.and_then(Cell::get)
-            && (known.epoch, known.pasid) == (epoch, pasid)
-        {
-            return Ok(known.route);
-        }
-        let link = &self.link;
-        let route = path::find(tables, &link.structures, link.endpoint, pasid)?;
-        if let Some(place) = place {
-            place.set(Some(Known { epoch, pasid, route }));
-        }
-        Ok(route)
-    }
-}
-
-/// What the private TLB tells translations apart by: the PASID, and whether the access is
-/// privileged, because tables may grant other rights then.
-#[inline]
-fn tag(pasid: Option<Pasid>, access: Access) -> u32 {
-    const PRIVILEGED: u32 = Pasid::MAX.raw() + 1;
-    let privileged = if access.contains(Access::PRIVILEGED) { PRIVILEGED } else { 0 };
-    pasid.map_or(0, Pasid::raw) | privileged
 }
 
 impl Drop for Reader {

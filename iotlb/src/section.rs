@@ -36,6 +36,7 @@
 //! epoch in this entry or an earlier one; the fence R2 of that entry stands between its old
 //! sections and this store, and releases them.
 
+use crate::abi::State;
 use crate::sync::{Ordering, Word};
 
 /// A slot whose reader is outside; no epoch has this value.
@@ -49,9 +50,8 @@ pub(crate) const FIRST_EPOCH: u64 = 2;
 
 /// R1 to R3: says that a section begins, and returns the epoch that it found.
 ///
-/// If that is `seen`, what the reader knew is still true. Otherwise the reader flushes and calls
-/// [`advance_to`], or [`leave`]s; before either it looks at nothing that the daemon wrote without
-/// [`acquire`].
+/// If that is `seen`, what the reader knew is still true. Otherwise it goes on with
+/// [`begin_anew`]; before, it looks at nothing that the daemon wrote.
 #[inline]
 pub(crate) fn enter<E: Word, S: Word>(epoch: &E, slot: &S, seen: u64) -> u64 {
     // Relaxed: see the module's last paragraph; the fence orders it before the load below.
@@ -68,6 +68,25 @@ pub(crate) fn enter<E: Word, S: Word>(epoch: &E, slot: &S, seen: u64) -> u64 {
 pub(crate) fn acquire<S: Word>() {
     // pairs with the store in `publish`
     S::fence(Ordering::Acquire);
+}
+
+/// What a reader does that has [`enter`]ed and found another epoch, `now`: it looks at its state,
+/// and either forgets what it knew and is inside, or is outside again. Returns the state.
+pub(crate) fn begin_anew<S: Word>(
+    slot: &S,
+    now: u64,
+    state: impl FnOnce() -> State,
+    flush: impl FnOnce(),
+) -> State {
+    acquire::<S>();
+    let state = state();
+    if state == State::Running {
+        flush();
+        advance_to(slot, now);
+    } else {
+        leave(slot);
+    }
+    state
 }
 
 /// The reader has found epoch `now` and flushed: it no longer uses anything older.
