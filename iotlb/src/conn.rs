@@ -132,19 +132,8 @@ impl Connection {
     }
 
     fn readers_have_passed(&self, epoch: u64) -> bool {
-        // Acquire: pairs with the RMWs in `Lane`. A bit that is set too late belongs to a reader
-        // whose entry fence comes after our fence, so it begins at the new epoch.
-        let mut used = self.slot.device.slots_used.load(Ordering::Acquire);
-        while used != 0 {
-            let index = used.trailing_zeros() as usize;
-            used &= used - 1;
-            let passed =
-                self.slot.readers.get(index).is_none_or(|l| section::has_passed(&l.epoch, epoch));
-            if !passed {
-                return false;
-            }
-        }
-        true
+        let slot = |index: usize| self.slot.readers.get(index).map(|line| &line.epoch);
+        section::all_have_passed(&self.slot.device.slots_used, slot, epoch)
     }
 
     fn has_pin(&self, epoch: u64, withdrawn: &WithdrawnSet) -> bool {

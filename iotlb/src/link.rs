@@ -17,7 +17,7 @@ use crate::abi::{Arch, READER_SLOTS, ReaderLine, SlotMemory, State};
 use crate::fault::{self, FaultRecord};
 use crate::message::{self, Message, Received};
 use crate::shm::Shared;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{Ordering, Word};
 use crate::view::View;
 
 /// How long a waiting reader sleeps before it looks whether the daemon is still there.
@@ -222,7 +222,7 @@ impl Lane {
 }
 
 /// Sets a bit of `word` that was clear; `None` if all are set.
-pub(crate) fn take_bit(word: &AtomicU64) -> Option<usize> {
+pub(crate) fn take_bit<W: Word>(word: &W) -> Option<usize> {
     loop {
         let free = word.load(Ordering::Relaxed).trailing_ones();
         let bit = 1u64.checked_shl(free)?;
@@ -235,7 +235,7 @@ pub(crate) fn take_bit(word: &AtomicU64) -> Option<usize> {
 }
 
 /// Clears a bit that [`take_bit`] set.
-pub(crate) fn give_bit(word: &AtomicU64, index: usize) {
+pub(crate) fn give_bit<W: Word>(word: &W, index: usize) {
     // Release: pairs with `take_bit` and with the loads in `Connection::is_clear`
     word.fetch_and(!(1 << (index % 64)), Ordering::Release);
 }

@@ -64,8 +64,7 @@ pub(crate) fn enter<E: Word, S: Word>(epoch: &E, slot: &S, seen: u64) -> u64 {
 }
 
 /// Everything that the daemon did before the epoch that [`enter`] found is seen from here on.
-#[inline]
-pub(crate) fn acquire<S: Word>() {
+fn acquire<S: Word>() {
     // pairs with the store in `publish`
     S::fence(Ordering::Acquire);
 }
@@ -90,8 +89,7 @@ pub(crate) fn begin_anew<S: Word>(
 }
 
 /// The reader has found epoch `now` and flushed: it no longer uses anything older.
-#[inline]
-pub(crate) fn advance_to<S: Word>(slot: &S, now: u64) {
+fn advance_to<S: Word>(slot: &S, now: u64) {
     // Release: pairs with the load in `has_passed`
     slot.store(now, Ordering::Release);
 }
@@ -118,4 +116,26 @@ pub(crate) fn has_passed<S: Word>(slot: &S, new: u64) -> bool {
     // Acquire: pairs with the stores in `leave` and `advance_to`
     let at = slot.load(Ordering::Acquire);
     at == IDLE || at >= new
+}
+
+/// [`has_passed`] of every reader of a connection: `used` has a bit for each slot in use, `slot` is
+/// the word of one.
+///
+/// Both belong to another process: each word is loaded once.
+pub(crate) fn all_have_passed<'s, S: Word + 's>(
+    used: &S,
+    slot: impl Fn(usize) -> Option<&'s S>,
+    new: u64,
+) -> bool {
+    // Acquire: pairs with `take_bit` and `give_bit`. A bit that is set too late belongs to a reader
+    // whose fence in `enter` comes after ours in `publish`, so it begins at the new epoch.
+    let mut used = used.load(Ordering::Acquire);
+    while used != 0 {
+        let index = used.trailing_zeros() as usize;
+        used &= used - 1;
+        if !slot(index).is_none_or(|slot| has_passed(slot, new)) {
+            return false;
+        }
+    }
+    true
 }

@@ -15,6 +15,12 @@ pub(crate) trait Word {
     /// Stores `value`.
     fn store(&self, value: u64, order: Ordering);
 
+    /// Sets `bits` and returns the word as it was.
+    fn fetch_or(&self, bits: u64, order: Ordering) -> u64;
+
+    /// Clears all but `bits` and returns the word as it was.
+    fn fetch_and(&self, bits: u64, order: Ordering) -> u64;
+
     /// Orders what comes before and after.
     fn fence(order: Ordering);
 }
@@ -28,6 +34,16 @@ impl Word for AtomicU64 {
     #[inline]
     fn store(&self, value: u64, order: Ordering) {
         Self::store(self, value, order);
+    }
+
+    #[inline]
+    fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
+        Self::fetch_or(self, bits, order)
+    }
+
+    #[inline]
+    fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
+        Self::fetch_and(self, bits, order)
     }
 
     #[inline]

@@ -2,7 +2,8 @@
 //!
 //! An upper entry leads to one of two lower tables of one entry each, and that to a page.
 
-use super::{AtomicU64, GOOD, REUSED, is_caught, search};
+use super::{AtomicU64, GOOD, PROMISE, REUSED, is_caught, search};
+use crate::abi::State;
 use crate::section::{self, FIRST_EPOCH, UNSEEN};
 use crate::sync::Ordering;
 use loom::sync::Arc;
@@ -72,13 +73,12 @@ impl Reader {
         let Tables { epoch, slot, .. } = &*self.tables;
         let now = section::enter(epoch, slot, self.seen);
         if now != self.seen {
-            section::acquire::<AtomicU64>();
+            section::begin_anew(slot, now, || State::Running, || ());
             self.seen = now;
-            section::advance_to(slot, now);
         }
     }
 
-    /// As `Reader::walk`.
+    /// As `Cache::walk`.
     fn find(&mut self) -> u64 {
         if let Some((epoch, table)) = self.shortcut
             && (epoch == self.seen || !self.looks_at_epoch)
@@ -101,7 +101,7 @@ impl Reader {
         let found = self.find();
         if found != 0 {
             let page = &self.tables.pages[usize::try_from(found - 1).unwrap()];
-            assert_eq!(page.load(Ordering::Relaxed), GOOD, "used page {found}, not the device's");
+            assert_eq!(page.load(Ordering::Relaxed), GOOD, "{PROMISE}: used page {found}");
         }
     }
 
@@ -153,7 +153,7 @@ fn replace(walks_again: bool) -> impl Fn() + Sync + Send + std::panic::UnwindSaf
             reader.begin();
             let _noted = reader.find();
             if reader.tables.told.load(Ordering::Acquire) == 1 {
-                assert_eq!(reader.find(), 2, "a mapping that the device was told of");
+                assert_eq!(reader.find(), 2, "{PROMISE}: it was told of a mapping");
             }
             section::leave(&reader.tables.slot);
         });
