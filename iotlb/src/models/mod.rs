@@ -4,7 +4,9 @@
 //! In each case a table entry leads to a page; `GOOD` in the page is what a device may use, and the
 //! writer destroys it once the drain says that nobody is left.
 
+mod attach;
 mod lanes;
+mod memory;
 mod park;
 mod pins;
 mod replace;
