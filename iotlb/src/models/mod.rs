@@ -5,6 +5,7 @@
 //! writer destroys it once the drain says that nobody is left.
 
 mod attach;
+mod cut_off;
 mod lanes;
 mod memory;
 mod park;
@@ -137,7 +138,8 @@ struct Shared<E, S> {
     /// 0, or the number of a page plus 1.
     entry: AtomicU64,
     pages: [AtomicU64; 2],
-    parked: AtomicU64,
+    /// [`State::raw`].
+    state: AtomicU64,
 }
 
 impl<E: Word + New, S: Word + New> Shared<E, S> {
@@ -147,8 +149,18 @@ impl<E: Word + New, S: Word + New> Shared<E, S> {
             slot: S::new(section::IDLE),
             entry: AtomicU64::new(1),
             pages: [AtomicU64::new(GOOD), AtomicU64::new(REUSED)],
-            parked: AtomicU64::new(0),
+            state: AtomicU64::new(State::Running.raw().into()),
         })
+    }
+
+    /// As `Connection::set_state`.
+    fn set_state(&self, state: State) {
+        self.state.store(state.raw().into(), Ordering::Release);
+    }
+
+    /// As `Link::state`.
+    fn state(&self) -> State {
+        State::from_raw(u32::try_from(self.state.load(Ordering::Acquire)).unwrap())
     }
 
     fn page(&self, number: u64) -> &AtomicU64 {
@@ -167,10 +179,13 @@ impl<E: Word + New, S: Word + New> Shared<E, S> {
         found
     }
 
+    fn held(&self, found: u64) -> u64 {
+        self.page(found).load(Ordering::Relaxed)
+    }
+
     fn use_page(&self, found: u64) {
         if found != 0 {
-            let page = self.page(found).load(Ordering::Relaxed);
-            assert_eq!(page, GOOD, "{PROMISE}: used page {found} after its reuse");
+            assert_eq!(self.held(found), GOOD, "{PROMISE}: used page {found} after its reuse");
         }
     }
 
@@ -202,16 +217,14 @@ impl<'s, E: Word + New, S: Word + New> Model<'s, E, S> {
         Self { shared, seen: UNSEEN, known: None, flushes: true, looks_at_state: true }
     }
 
-    /// As `Reader::begin`; false if accesses are parked.
+    /// As `Reader::begin`; false if accesses are parked or refused.
     fn begin(&mut self) -> bool {
         let slot = &self.shared.slot;
         let now = section::enter(&self.shared.epoch, slot, self.seen);
         if now == self.seen {
             return true;
         }
-        // Acquire: as `Link::state`
-        let parked = || self.looks_at_state && self.shared.parked.load(Ordering::Acquire) != 0;
-        let state = || if parked() { State::Parked } else { State::Running };
+        let state = || if self.looks_at_state { self.shared.state() } else { State::Running };
         let flush = || self.known = self.known.filter(|_| !self.flushes);
         if section::begin_anew(slot, now, state, flush) != State::Running {
             return false;

@@ -1,8 +1,8 @@
 //! Parking: what a reader is told takes effect with the next epoch.
 
 use super::{Model, Shared, is_caught, search};
+use crate::abi::State;
 use crate::section::FIRST_EPOCH;
-use crate::sync::Ordering;
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU64;
 use loom::thread;
@@ -18,7 +18,7 @@ fn park(looks_at_state: bool) -> impl Fn() + Sync + Send + std::panic::UnwindSaf
             reader.section();
             reader.section();
         });
-        shared.parked.store(1, Ordering::Release);
+        shared.set_state(State::Parked);
         shared.drain(FIRST_EPOCH + 1);
         shared.reuse(1);
         reader.join().unwrap();
