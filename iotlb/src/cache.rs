@@ -4,6 +4,7 @@
 //! It knows no shared word but those of the tables, so `models` can run it over others.
 
 use std::cell::Cell;
+use std::fmt;
 
 use viommu_pasid::{EndpointId, Pasid, Route, Structures};
 use viommu_pgtable::{Access, TableMemory};
@@ -42,7 +43,6 @@ pub(crate) struct Origin<'a, T: ?Sized> {
 }
 
 /// What one reader remembers.
-#[derive(Debug)]
 pub(crate) struct Cache {
     tlb: Tlb,
     shortcuts: Shortcuts,
@@ -50,6 +50,13 @@ pub(crate) struct Cache {
     hits: Cell<u64>,
     misses: Cell<u64>,
     flushes: Cell<u64>,
+}
+
+/// Without the entries: there are tens of thousands.
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Cache").field(&self.counters()).finish()
+    }
 }
 
 impl Cache {

@@ -15,7 +15,6 @@ struct Entry {
 }
 
 /// The routes that a reader remembers: direct-mapped.
-#[derive(Debug)]
 pub(crate) struct Routes {
     entries: Box<[Cell<Option<Entry>>]>,
 }

@@ -32,7 +32,6 @@ struct Entry {
 const _: () = assert!(size_of::<Option<Entry>>() == 32, "two of them to a cache line");
 
 /// The shortcuts that a reader remembers: direct-mapped.
-#[derive(Debug)]
 pub(crate) struct Shortcuts {
     entries: Box<[Cell<Option<Entry>>]>,
 }

@@ -26,7 +26,6 @@ struct Entry {
 }
 
 /// The translations that a reader remembers.
-#[derive(Debug)]
 pub(crate) struct Tlb {
     entries: Box<[Cell<Entry>]>,
     /// What the entries of the current epoch carry.
