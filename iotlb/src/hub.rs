@@ -366,7 +366,13 @@ impl AsFd for Hub {
 }
 
 impl Drop for Hub {
+    /// From here on nobody waits for readers, so none begins a section: they find that they are to
+    /// wait, and then that we are gone.
     fn drop(&mut self) {
+        for connection in self.connections.values_mut().filter(|c| c.state() == State::Running) {
+            connection.set_state(State::Parked);
+        }
+        self.region.next_epoch();
         for endpoint in self.endpoints.values() {
             // whoever removed it before us did what we want
             let _gone = std::fs::remove_file(&endpoint.path);

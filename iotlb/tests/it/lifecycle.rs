@@ -69,6 +69,17 @@ fn a_reader_keeps_the_connection_and_a_daemon_that_is_gone_refuses() {
 }
 
 #[test]
+fn a_daemon_that_ends_in_order_leaves_nobody_behind_who_translates() {
+    let daemon = Daemon::start(HubConfig::default());
+    let device = daemon.connect();
+    let reader = device.reader().unwrap();
+    drop(reader.enter().unwrap());
+    drop(daemon);
+    // the device has not looked at its socket
+    assert_eq!(reader.try_enter().err(), Some(Refused::Disconnected));
+}
+
+#[test]
 fn a_socket_is_for_its_owner_only_replaces_an_old_one_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let mut hub = Hub::new(HubConfig::default()).unwrap();
