@@ -37,6 +37,8 @@ pub(crate) struct Connection {
     owed: Vec<u32>,
     /// What we told its readers; the shared word is never read back.
     state: State,
+    /// It broke the protocol: nothing that it says is heard.
+    pub(crate) is_expelled: bool,
     /// A REVOKE was sent since it last kept a drain waiting.
     pub(crate) revoked: bool,
 }
@@ -92,6 +94,7 @@ impl Connection {
             faults: Taker::default(),
             owed: Vec::new(),
             state,
+            is_expelled: false,
             revoked: false,
         };
         connection.set_state(state);
@@ -134,6 +137,12 @@ impl Connection {
     fn readers_have_passed(&self, epoch: u64) -> bool {
         let slot = |index: usize| self.slot.readers.get(index).map(|line| &line.epoch);
         section::all_have_passed(&self.slot.device.slots_used, slot, epoch)
+    }
+
+    /// True if it says that it holds any pin.
+    pub(crate) fn has_pins(&self) -> bool {
+        // Acquire: pairs with `give_bit`; what is no longer pinned is no longer used
+        self.slot.device.pins_used.iter().any(|word| word.load(Ordering::Acquire) != 0)
     }
 
     fn has_pin(&self, epoch: u64, withdrawn: &WithdrawnSet) -> bool {

@@ -59,6 +59,12 @@ impl Hub {
             self.counters.waits += 1;
             self.wait(start, &mut report);
         }
+        if self.states_changed {
+            // Somebody was cut off after this drain's epoch began: from here on no section of the
+            // endpoint begins. Those of it that may still be inside are waited for by the next
+            // drain, but for the stuck, which are counted.
+            self.region.next_epoch();
+        }
         self.region.reclaim();
         self.withdrawn.clear();
         self.drop_refused();
@@ -97,7 +103,7 @@ impl Hub {
             }
             let left = self.stuck.saturating_sub(start.elapsed());
             if left.is_zero() {
-                return late.into_iter().for_each(|id| self.give_up(id, report));
+                return self.give_up(&late, report);
             }
             if left <= self.stuck / 2 {
                 self.revoke(&late);
@@ -147,34 +153,52 @@ impl Hub {
         }
     }
 
-    /// Ends a connection whose readers do not come out.
-    fn give_up(&mut self, id: u64, report: &mut DrainReport) {
-        let Some(connection) = self.connections.get(&id) else { return };
-        let endpoint = connection.endpoint();
-        let hung_up = !self.nap(&[id], Duration::ZERO).is_empty();
-        if !hung_up && self.policy == StuckPolicy::Kill && kill(connection) {
-            log::warn!("device of {endpoint} was stuck for {:?}: killed", self.stuck);
-            report.killed += 1;
-        } else if !hung_up {
-            log::error!("device of {endpoint} is stuck: cut off, may still use what was withdrawn");
-            report.cut_off += 1;
-            if let Some(connection) = self.connections.get_mut(&id) {
-                connection.set_state(State::CutOff);
-                // what matters is that its readers hear of it; a socket without a peer is fine
-                let _gone = rustix::net::shutdown(&connection.socket, rustix::net::Shutdown::Both);
+    /// Ends connections whose readers do not come out. Processes are killed together, so that
+    /// waiting for their ends takes no longer than for one.
+    fn give_up(&mut self, late: &[u64], report: &mut DrainReport) {
+        let hung_up = self.nap(late, Duration::ZERO);
+        let stuck: Vec<u64> = late.iter().copied().filter(|id| !hung_up.contains(id)).collect();
+        let is_killed = |id: &u64| self.connections.get(id).is_some_and(signal);
+        let killed: Vec<u64> = match self.policy {
+            StuckPolicy::Kill => stuck.iter().copied().filter(is_killed).collect(),
+            StuckPolicy::Disconnect => Vec::new(),
+        };
+        let until = Instant::now() + KILL_WAIT;
+        for id in stuck {
+            let Some(connection) = self.connections.get(&id) else { continue };
+            let endpoint = connection.endpoint();
+            if killed.contains(&id) && ends(connection, until) {
+                log::warn!("device of {endpoint} was stuck for {:?}: killed", self.stuck);
+                report.killed += 1;
+            } else {
+                log::error!(
+                    "device of {endpoint} is stuck: cut off, may still use what was withdrawn"
+                );
+                report.cut_off += 1;
+                self.set_state(endpoint, State::CutOff);
+                self.hang_up(id);
             }
-            self.set_state(endpoint, State::CutOff);
         }
-        self.remove(id);
+        late.iter().for_each(|id| self.remove(*id));
     }
 
-    /// Ends connections that were refused before this drain: nobody is inside any more.
+    /// Ends a connection's socket, for both sides.
+    fn hang_up(&self, id: u64) {
+        if let Some(connection) = self.connections.get(&id) {
+            // what matters is that its readers hear of it; a socket without a peer is fine
+            let _gone = rustix::net::shutdown(&connection.socket, rustix::net::Shutdown::Both);
+        }
+    }
+
+    /// Ends connections that were refused before this drain: nobody is inside any more. One with
+    /// pins stays, and is waited for like others, until it has given them back or is gone.
     fn drop_refused(&mut self) {
         if self.states_changed {
-            // refused during this drain: their readers learn it from the next epoch
+            // refused during this drain: their readers learn it from the epoch that follows
             return;
         }
-        let refused = self.connections.iter().filter(|(_, c)| c.state() == State::CutOff);
+        let is_over = |c: &Connection| c.state() == State::CutOff && !c.has_pins();
+        let refused = self.connections.iter().filter(|(_, c)| is_over(c));
         let refused: Vec<u64> = refused.map(|(id, _)| *id).collect();
         for id in refused {
             self.remove(id);
@@ -182,19 +206,26 @@ impl Hub {
     }
 }
 
-/// Kills the process behind a connection and waits until it is gone. False if it is our own, or we
-/// have no handle of it, or it does not go.
-fn kill(connection: &Connection) -> bool {
+/// Kills the process behind a connection. False if it is our own, or we have no handle of it.
+fn signal(connection: &Connection) -> bool {
     let peer = &connection.peer;
     let Some(pidfd) = peer.pidfd.as_ref().filter(|_| peer.pid != Some(rustix::process::getpid()))
     else {
         return false;
     };
-    if let Err(error) = rustix::process::pidfd_send_signal(pidfd, Signal::KILL) {
-        log::error!("device of {} cannot be killed: {error}", connection.endpoint());
-        return error == rustix::io::Errno::SRCH;
+    match rustix::process::pidfd_send_signal(pidfd, Signal::KILL) {
+        // one that has just ended
+        Ok(()) | Err(rustix::io::Errno::SRCH) => true,
+        Err(error) => {
+            log::error!("device of {} cannot be killed: {error}", connection.endpoint());
+            false
+        }
     }
-    let until = Instant::now() + KILL_WAIT;
+}
+
+/// Waits until the process behind a connection is gone. False if it is not by `until`.
+fn ends(connection: &Connection, until: Instant) -> bool {
+    let Some(pidfd) = &connection.peer.pidfd else { return false };
     loop {
         let left = until.saturating_duration_since(Instant::now());
         // readable when the process has ended, all threads of it

@@ -267,6 +267,11 @@ impl Hub {
         for _ in 0..MESSAGES_PER_VISIT {
             let Some(connection) = self.connections.get_mut(&id) else { return };
             let endpoint = connection.endpoint();
+            if connection.is_expelled {
+                // only its end wakes us
+                self.remove(id);
+                return self.tell_gone(on);
+            }
             let (event, sequence) = match message::receive(&connection.socket, RecvFlags::DONTWAIT)
             {
                 Received::Message(Message::FunctionReset { sequence }, _) => {
@@ -311,7 +316,7 @@ impl Hub {
     }
 
     /// Refuses a device that breaks the protocol. An honest reader of it may still be inside a
-    /// section, so it is counted until the next drain has passed.
+    /// section or hold a pin, so drains count it until the next one has passed and no pin is left.
     fn expel(&mut self, id: u64, why: &str) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let endpoint = connection.endpoint();
@@ -319,9 +324,12 @@ impl Hub {
             self.endpoints.get_mut(&endpoint).map_or(log::Level::Debug, Endpoint::complaint);
         log::log!(level, "device of {endpoint}: {why}, refused");
         connection.set_state(State::CutOff);
+        connection.is_expelled = true;
         self.states_changed = true;
-        // its end of life is seen by the drain
-        let _unwatched = epoll::delete(&self.epoll, &connection.socket);
+        // what it says keeps nobody awake, only that it is gone
+        let (data, flags) = (Token::Connection(id).data(), epoll::EventFlags::RDHUP);
+        let watched = epoll::modify(&self.epoll, &connection.socket, data, flags);
+        debug_assert!(watched.is_ok(), "epoll: {watched:?}");
         self.ring();
     }
 
@@ -329,6 +337,8 @@ impl Hub {
     pub(crate) fn remove(&mut self, id: u64) {
         let Some(mut connection) = self.connections.remove(&id) else { return };
         let endpoint = connection.endpoint();
+        // one that has hung up and lives on learns from the next epoch that nobody waits for it
+        connection.set_state(State::CutOff);
         let farewells = &mut self.farewells;
         let mut last_words = |event| farewells.push(event);
         Self::take_faults_of(&mut connection, &mut self.counters, &mut last_words);

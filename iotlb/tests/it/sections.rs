@@ -3,7 +3,7 @@
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
-use viommu_iotlb::{DrainReport, HubConfig, Refused, State, StuckPolicy};
+use viommu_iotlb::{Device, DrainReport, HubConfig, Refused, State, StuckPolicy};
 use viommu_pgtable::{Access, Iova, IovaRange};
 
 use crate::support::{Daemon, ENDPOINT, PATIENCE};
@@ -188,4 +188,53 @@ fn a_guard_that_is_kept_too_long_is_revoked_then_cut_off_until_readmitted() {
     daemon.run(|world| world.hub.readmit_all());
     let device = daemon.connect();
     assert!(device.reader().unwrap().enter().is_ok());
+}
+
+/// A daemon with three pages that cuts stuck processes off soon, and a device that is stuck in a
+/// section until it is dropped.
+fn impatient() -> (Daemon, Device) {
+    let (stuck, policy) = (Duration::from_millis(150), StuckPolicy::Disconnect);
+    let daemon = Daemon::start(HubConfig { stuck, policy, ..HubConfig::default() });
+    daemon.run(|world| {
+        for page in 1..4 {
+            world.map(page << 12, 0x1000, page << 20, Access::RW);
+        }
+    });
+    let stuck = daemon.connect();
+    (daemon, stuck)
+}
+
+#[test]
+fn an_honest_process_of_a_cut_off_endpoint_is_refused_as_soon_as_the_drain_returns() {
+    let (daemon, stuck) = impatient();
+    let (stuck, honest) = (stuck.reader().unwrap(), daemon.connect());
+    let reader = honest.reader().unwrap();
+    let _guard = stuck.enter().unwrap();
+    let drained = unmap_and_drain(&daemon, 0x1000);
+    // it has met the epoch of the drain before anybody is cut off
+    while pieces(&reader.enter().unwrap(), None, (0x1000, 8), Access::READ).1.is_none() {}
+    assert_eq!(drained.recv_timeout(PATIENCE).unwrap().cut_off, 1);
+    // the daemon's thread may have drained once more, and hung up
+    let refused = reader.try_enter().err();
+    assert!(matches!(refused, Some(Refused::CutOff | Refused::Disconnected)), "{refused:?}");
+}
+
+#[test]
+fn a_pin_of_an_honest_process_of_a_cut_off_endpoint_is_waited_for_as_long_as_it_is_held() {
+    let (daemon, stuck) = impatient();
+    let (stuck, honest) = (stuck.reader().unwrap(), daemon.connect());
+    let reader = honest.reader().unwrap();
+    let pin = reader.enter().unwrap().pin(None, range(0x2000)).unwrap();
+    let _guard = stuck.enter().unwrap();
+    let first = unmap_and_drain(&daemon, 0x1000).recv_timeout(PATIENCE).unwrap();
+    assert_eq!((first.killed, first.cut_off), (0, 1));
+    let elsewhere = unmap_and_drain(&daemon, 0x3000).recv_timeout(PATIENCE).unwrap();
+    assert_eq!((elsewhere.killed, elsewhere.cut_off), (0, 0));
+    let drained = unmap_and_drain(&daemon, 0x2000);
+    assert_eq!(drained.recv_timeout(A_WHILE), Err(RecvTimeoutError::Timeout));
+    drop(pin);
+    let report = drained.recv_timeout(PATIENCE).unwrap();
+    assert_eq!((report.killed, report.cut_off), (0, 0));
+    daemon.drain();
+    assert_eq!(daemon.run(|world| world.hub.connected()), 0, "nothing is left of it");
 }
