@@ -4,10 +4,11 @@ within 30 disk_at $disk_function && ok disk || fail disk "no disk"
 disk=$(disk_at $disk_function)
 # once through, so that the host has the image in memory
 attempt warm disk-check sum "$disk" direct
-for bytes in 4096 65536 1048576; do
+for kind in "4096 small" "65536 small" "1048576 small" "1048576 huge"; do
+	set -- $kind
 	for direction in read write; do
 		ready begin
-		attempt "$direction.$bytes" disk-bench "$disk" $direction $bytes 4 2
+		attempt "$direction.$1.$2" disk-bench "$disk" $direction $1 $2 4 2
 		ready end-of-one
 	done
 done

@@ -22,9 +22,22 @@ const ROUNDS: usize = 2;
 /// Several times what a round of one row takes on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// The sizes of block, and the directions, in the order of the script.
-const BLOCKS: [(u64, &str); 3] = [(4096, "4 KiB"), (65536, "64 KiB"), (1 << 20, "1 MiB")];
+/// The sizes of block in bytes, the pages of their buffers, and the directions, in the order of the script.
+const BLOCKS: [(u64, &str); 4] =
+    [(4096, "small"), (65536, "small"), (1 << 20, "small"), (1 << 20, "huge")];
 const DIRECTIONS: [&str; 2] = ["read", "write"];
+/// Above the speeds, in the same order.
+const HEADINGS: [&str; CELLS + 1] = [
+    "",
+    "4K read",
+    "4K write",
+    "64K read",
+    "64K write",
+    "1M read",
+    "1M write",
+    "1M huge page read",
+    "1M huge page write",
+];
 const CELLS: usize = BLOCKS.len() * DIRECTIONS.len();
 
 /// One processor: where the host has two, one is left for the daemon and the disk.
@@ -99,7 +112,9 @@ fn boot(set: &Set, tools: &Tools) -> Result<[Cell; CELLS]> {
     let place = Place { tools, kit, arch: Arch::Vtd, dir: &dir };
     let mut stage = Stage::open(NAME, set, &place, LIMIT)?;
     let mut cells = [Cell::default(); CELLS];
-    let names = BLOCKS.iter().flat_map(|(bytes, _)| DIRECTIONS.map(|way| format!("{way}.{bytes}")));
+    let names = BLOCKS
+        .iter()
+        .flat_map(|(bytes, pages)| DIRECTIONS.map(|way| format!("{way}.{bytes}.{pages}")));
     for (cell, name) in cells.iter_mut().zip(names) {
         stage.until_ready("begin")?;
         let before = Sample::take(&mut stage)?;
@@ -158,7 +173,7 @@ fn show(rows: &[[Cell; CELLS]; ROWS.len()]) {
         ROWS.iter().zip(rows).map(|((name, _), cells)| speeds(name, cells, &yardstick)).collect();
     println!();
     note("MiB/s, and per cent of iommu=pt");
-    table(["", "4K read", "4K write", "64K read", "64K write", "1M read", "1M write"], &lines);
+    table(HEADINGS, &lines);
     let lines: Vec<[String; 7]> = ROWS
         .iter()
         .zip(rows)

@@ -1,4 +1,4 @@
-//! VFIO's calls and the memory that a device reaches: the only unsafe code inside the guests.
+//! VFIO's calls, and the memory that a device reaches.
 #![expect(
     unsafe_code,
     reason = "ioctls and memory that a device writes behind the compiler's back"

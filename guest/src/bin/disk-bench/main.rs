@@ -1,11 +1,13 @@
 //! How many blocks of a disk are read or written in a given time, past the guest's cache.
 //!
 //! ```text
-//! disk-bench PATH read|write BLOCK_BYTES THREADS SECONDS
+//! disk-bench PATH read|write BLOCK_BYTES small|huge THREADS SECONDS
 //! ```
-//! Each thread does one block after the other, at places that a fixed series of numbers gives. Prints the
-//! blocks that were done and the nanoseconds that they took. The exit status is 0 when all went well, 1
+//! Each thread does one block after the other, at places that a fixed series of numbers gives, with a buffer
+//! in pages of 4 KiB or in huge ones. Prints the blocks that were done and the nanoseconds that they took. The exit status is 0 when all went well, 1
 //! when not, 2 for a wrong command line.
+
+mod buffer;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -16,8 +18,7 @@ use std::time::{Duration, Instant};
 
 use viommu_guest::pattern;
 
-/// Direct I/O wants buffers that begin at such an address.
-const ALIGNMENT: usize = 4096;
+use buffer::{Buffer, PAGE_BYTES, Pages};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +26,7 @@ struct Order<'a> {
     path: &'a str,
     write: bool,
     block_bytes: usize,
+    pages: Pages,
     threads: u64,
     time: Duration,
 }
@@ -33,7 +35,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let Some(order) = Order::parse(&words) else {
-        eprintln!("usage: disk-bench PATH read|write BLOCK_BYTES THREADS SECONDS");
+        eprintln!("usage: disk-bench PATH read|write BLOCK_BYTES small|huge THREADS SECONDS");
         return ExitCode::from(2);
     };
     match order.run() {
@@ -50,16 +52,22 @@ fn main() -> ExitCode {
 
 impl<'a> Order<'a> {
     fn parse(words: &[&'a str]) -> Option<Self> {
-        let [path, direction, block, threads, seconds] = words else { return None };
+        let [path, direction, block, pages, threads, seconds] = words else { return None };
         let write = match *direction {
             "read" => false,
             "write" => true,
             _ => return None,
         };
         let block_bytes: usize = block.parse().ok()?;
-        let whole = block_bytes > 0 && block_bytes.is_multiple_of(ALIGNMENT);
+        let whole = block_bytes > 0 && block_bytes.is_multiple_of(PAGE_BYTES);
+        let pages = match *pages {
+            "small" => Pages::Small,
+            "huge" => Pages::Huge,
+            _ => return None,
+        };
         let time = Duration::from_secs(seconds.parse().ok()?);
-        whole.then_some(Self { path, write, block_bytes, threads: threads.parse().ok()?, time })
+        let threads = threads.parse().ok()?;
+        whole.then_some(Self { path, write, block_bytes, pages, threads, time })
     }
 
     /// The blocks of all threads, and how long the slowest of them took.
@@ -83,10 +91,8 @@ impl<'a> Order<'a> {
         if places == 0 {
             return Err(io::Error::other("the disk is shorter than a block"));
         }
-        let mut memory = vec![1; self.block_bytes + ALIGNMENT];
-        let skip = memory.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
-        let (_, rest) = memory.split_at_mut(skip);
-        let (block, _) = rest.split_at_mut(self.block_bytes);
+        let mut buffer = Buffer::new(self.block_bytes, self.pages)?;
+        let block = buffer.bytes();
         let mut blocks = 0;
         while began.elapsed() < self.time {
             let at = pattern::word(seed, blocks) % places * self.block_bytes as u64;
