@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use viommu_pgtable::{OutOfTables, PhysAddr, TableMemory, TableStore};
 
 use crate::abi::{self, Arch, PAGE_BYTES, PAGE_LEN, RegionHeader};
+use crate::prefetch::prefetch;
 use crate::section;
 use crate::shm::{self, Mapping, Rights, Shared};
 
@@ -272,6 +273,13 @@ impl TableStore for Region {
         self.rest(start, pages, true);
     }
 
+    #[inline]
+    fn prefetch(&self, at: PhysAddr) {
+        if let Some(word) = self.mapping.word(at.raw().wrapping_sub(self.table_base)) {
+            prefetch(word);
+        }
+    }
+
     fn pages_left(&self) -> u64 {
         self.pages_left
     }
@@ -378,6 +386,17 @@ mod tests {
         all.sort_unstable();
         assert_eq!(all, (1..=8).map(page).collect::<Vec<_>>());
         assert!(region.alloc_pages(1).is_err());
+    }
+
+    #[test]
+    fn a_prefetch_of_any_address_changes_nothing_and_harms_nobody() {
+        let mut region = region(1);
+        let taken = region.alloc_pages(1).unwrap();
+        region.store(taken, 7);
+        for at in [0, BASE - 8, BASE, taken.raw(), taken.raw() + 1, BASE + 8192, u64::MAX] {
+            region.prefetch(PhysAddr::new(at));
+        }
+        assert_eq!((region.load(taken), region.pages_left()), (Some(7), 0));
     }
 
     #[test]

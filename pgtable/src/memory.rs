@@ -76,6 +76,13 @@ pub trait TableStore: TableMemory {
         self.free_pages(start, pages);
     }
 
+    /// The entry at `at` is loaded or stored soon: a store may have it fetched meanwhile, but does not wait
+    /// for it. Changes nothing; `at` may be any address.
+    #[inline]
+    fn prefetch(&self, at: PhysAddr) {
+        let _ = at;
+    }
+
     /// Single pages that can be taken right now.
     fn pages_left(&self) -> u64;
 

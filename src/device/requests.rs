@@ -178,11 +178,9 @@ impl Requests {
         (taken, Ok(()))
     }
 
-    /// Lets the waits for the requests' memory be one: a request's own work would not hide them.
+    /// Lets the waits for the requests' memory be one: their own work would not hide them, not even that
+    /// of a single request, which needs each place only when it has seen the one before.
     fn look_ahead<H: HostIommu>(&self, taken: usize, service: &Service<'_, H>) {
-        if taken < 2 {
-            return;
-        }
         for Taken { decoded, .. } in self.window.iter().take(taken) {
             if let Decoded::Request { request: Ok(request), .. } = decoded {
                 service.iommu.look_ahead(service.host, request);

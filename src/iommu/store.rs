@@ -8,6 +8,7 @@
 mod chunk;
 mod index;
 
+use viommu_iotlb::prefetch;
 use viommu_pgtable::{Iova, IovaRange, Mapping};
 
 use self::chunk::Chunk;
@@ -78,7 +79,7 @@ impl<const N: usize> Mappings<N> {
     pub(super) fn look_ahead(&self, start: Iova) -> bool {
         let worth_it = self.len >= LOOK_AHEAD_FROM;
         if worth_it && let Some((_, chunk)) = self.chunk_of(start) {
-            chunk.touch();
+            prefetch(chunk);
         }
         worth_it
     }

@@ -50,10 +50,14 @@ impl<F: Format> Table<F> {
         &self.format
     }
 
-    /// Loads the entry that translates `iova`, so that it is at hand when it is written. Changes nothing.
+    /// Has the entry of level 0 for `iova` fetched, so that it is at hand when it is written. Changes nothing.
+    #[inline]
     pub fn look_ahead<S: TableStore>(&self, store: &S, iova: Iova) {
-        if let Some(input) = self.format.input(iova) {
-            core::hint::black_box(self.reach(store, input, 0).entry);
+        if let Some(input) = self.format.input(iova)
+            && let Reached { level: 1, entry: Entry::Table { next, .. }, .. } =
+                self.reach(store, input, 1)
+        {
+            store.prefetch(self.format.geometry().entry_at(0, next, input));
         }
     }
 

@@ -1,15 +1,11 @@
 //! A few mappings that lie together in memory.
 
-use std::hint::black_box;
 use std::ops::Range;
 
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
 
 /// Above every start that is in use; fills the places that are not.
 const NO_START: Iova = Iova::new(u64::MAX);
-
-/// Words of a cache line.
-const LINE_WORDS: usize = 8;
 
 /// Up to `N` mappings, ordered by their starts.
 ///
@@ -41,16 +37,6 @@ impl<const N: usize> Chunk<N> {
     /// How many mappings are in it.
     pub(super) const fn len(&self) -> usize {
         self.len
-    }
-
-    /// Loads a word of each line of memory that this takes. No load waits for another one, nor do those of
-    /// several chunks: the processor has many of them under way at once.
-    pub(super) fn touch(&self) {
-        let starts = self.starts.iter().step_by(LINE_WORDS).map(|start| start.raw());
-        let lasts = self.lasts.iter().step_by(LINE_WORDS).map(|last| last.raw());
-        let outputs = self.outputs.iter().step_by(LINE_WORDS).map(|output| output.raw());
-        let words = starts.chain(lasts).chain(outputs);
-        black_box(words.fold(self.len as u64, |sum, word| sum ^ word));
     }
 
     /// How many start before `start`: the place of the first that does not.
