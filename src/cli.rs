@@ -16,6 +16,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
+use viommu_backend::vfio::BarWindow;
 use viommu_pasid::EndpointId;
 use viommu_pgtable::IovaRange;
 
@@ -188,6 +189,13 @@ struct Serve {
     /// Which guest memory is pinned for VFIO devices, and when.
     #[arg(long, value_enum, value_name = "static|dynamic", default_value_t = Pin::Static)]
     pin: Pin,
+    /// Where the guest sees registers of a device of the host, so that the others may be mapped to them:
+    /// START-END,endpoint=[SSSS:]BB:DD.F,bar=N[,offset=BYTES].
+    ///
+    /// START-END are guest-physical addresses, both ends inclusive; endpoint= is one with
+    /// vfio=SSSS:BB:DD.F. Again for more. A VMM that shares its devices needs none of this.
+    #[arg(long, value_name = "WINDOW", value_parser = config::mmio)]
+    mmio: Vec<BarWindow>,
     /// What becomes of a device, given with vfio=fd:N, that is attached already.
     #[arg(long, value_enum, value_name = "boot|keep|block", default_value_t = OnStart::Boot)]
     on_start: OnStart,
@@ -293,6 +301,7 @@ impl TryFrom<Serve> for Config {
         Ok(Self {
             socket: config::socket(serve.socket_path, serve.fd)?,
             vfio: config::vfio(&endpoints, vfio)?,
+            mmio: config::windows(serve.mmio, &endpoints)?,
             endpoints,
             arch: serve.arch,
             settings,

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use viommu_backend::vfio::Vfio;
+use viommu_backend::vfio::{Counters, Vfio};
 use viommu_iotlb::{DeviceEvent, FaultRecord};
 use viommu_pasid::{EndpointId, Requester};
 
@@ -368,8 +368,8 @@ impl Daemon {
             hub.cut_off,
         );
         if let Some(vfio) = device.host().second() {
-            let vfio = vfio.counters();
-            log::info!("vfio: vfio_copies={} vfio_pins={}", vfio.copies, vfio.pins);
+            let Counters { copies, pins, registers } = vfio.counters();
+            log::info!("vfio: vfio_copies={copies} vfio_pins={pins} vfio_registers={registers}");
         }
     }
 

@@ -10,7 +10,7 @@ use viommu_backend::{HostIommu, Mixed, SoftwareIommu, type1};
 use viommu_pasid::EndpointId;
 use viommu_pgtable::{Iova, IovaRange};
 
-use crate::config::{Config, EndpointConfig, HostInterface, OnStart, Pin, VfioDevice};
+use crate::config::{Config, HostInterface, OnStart, Pin, VfioDevice};
 use crate::protocol::{ResvKind, ResvMem};
 
 /// Device processes' tables, and the host's IOMMU where there are VFIO devices.
@@ -69,10 +69,10 @@ fn open(config: &Config, descriptors: &mut Descriptors) -> Result<Option<Opened>
         OnStart::Keep => vfio::OnStart::Keep,
         OnStart::Block => vfio::OnStart::Block,
     };
-    let Some(devices) = devices(&config.endpoints, descriptors)? else { return Ok(None) };
+    let Some(devices) = devices(config, descriptors)? else { return Ok(None) };
     let opened = match (devices, config.vfio.interface) {
-        (Devices::Ours(devices), interface) if takes_type1(&devices, interface) => {
-            type1::open(devices)?
+        (Devices::Ours { devices, registers }, interface) if takes_type1(&devices, interface) => {
+            type1::open(devices, &registers)?
         }
         (devices, _) => iommufd::open(devices, pin, on_start)?,
     };
@@ -89,13 +89,10 @@ fn takes_type1(devices: &[(EndpointId, PciAddress)], interface: HostInterface) -
 }
 
 /// The VFIO devices, ours or given.
-fn devices(
-    endpoints: &[EndpointConfig],
-    descriptors: &mut Descriptors,
-) -> Result<Option<Devices>, VfioError> {
+fn devices(config: &Config, descriptors: &mut Descriptors) -> Result<Option<Devices>, VfioError> {
     let (mut ours, mut given, mut iommufd) = (Vec::new(), Vec::new(), None);
     let mut take = |raw| descriptors.remove(&raw).ok_or(VfioError::NoDescriptor(raw));
-    for endpoint in endpoints {
+    for endpoint in &config.endpoints {
         let id = endpoint.spec.id;
         match endpoint.vfio {
             None => {}
@@ -111,7 +108,7 @@ fn devices(
     Ok(match iommufd {
         Some(iommufd) => Some(Devices::Given { iommufd, devices: given }),
         None if ours.is_empty() => None,
-        None => Some(Devices::Ours(ours)),
+        None => Some(Devices::Ours { devices: ours, registers: config.mmio.clone() }),
     })
 }
 

@@ -3,6 +3,7 @@
 //! [`crate::cli`] makes a [`Config`] of the command line. Nothing here opens or touches a file.
 
 mod endpoint;
+mod mmio;
 mod number;
 mod vfio;
 
@@ -12,10 +13,12 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use viommu_backend::vfio::BarWindow;
 use viommu_pasid::EndpointId;
 use viommu_pgtable::{Iova, IovaRange};
 
 pub use endpoint::{EndpointOption, FunctionError, FunctionRange, SpecError};
+pub use mmio::{MmioError, mmio, windows};
 pub use number::{NumberError, bytes, page_sizes, window};
 pub use vfio::{HostInterface, OnStart, Pin, VfioDevice, VfioOptions};
 
@@ -86,6 +89,8 @@ pub struct Config {
     pub arch: Arch,
     /// How devices of the host are served.
     pub vfio: VfioOptions,
+    /// Where the guest sees registers of those that the daemon opens, by their addresses.
+    pub mmio: Vec<BarWindow>,
     /// The device's properties and limits.
     pub settings: Settings,
     /// Memory for tables, bytes; a multiple of 4096.
@@ -174,6 +179,20 @@ pub enum ConfigError {
     /// Devices that cannot be in one iommufd.
     #[error("all endpoints with vfio= have to be addresses, or of one iommufd=fd:M")]
     TwoKinds,
+    /// Two parts of BARs at one address.
+    #[error("--mmio {one} and {other} share addresses: each needs its own")]
+    MmioOverlap {
+        /// The lower one.
+        one: BarWindow,
+        /// The other.
+        other: BarWindow,
+    },
+    /// Registers that we cannot know, or that the VMM shows us itself.
+    #[error(
+        "--mmio: endpoint {0} has no vfio=SSSS:BB:DD.F; a VMM that shares its devices (vfio=fd:N) has \
+         their registers in its own address space, and they need no --mmio"
+    )]
+    MmioEndpoint(EndpointId),
     /// Not a number of pages, or too few for a table.
     #[error(
         "--table-memory {0:#x}: it has to be a multiple of {TABLE_PAGE_BYTES} and at least \

@@ -2,12 +2,14 @@
 //!
 //! Endpoints of a domain share both; attaching replaces what was attached before in one step, and nothing
 //! is mapped again. A MAP copies pages out of an address space in which all guest memory is pinned once
-//! ([`Pin::Static`]), or pins its own ([`Pin::Dynamic`]).
+//! ([`Pin::Static`]), or pins its own ([`Pin::Dynamic`]). A device's registers are a dma-buf, which is mapped
+//! anew each time: once the device was reset, what was mapped before leads nowhere for ever.
 //!
 //! Devices are opened here, or bound by the VMM, which then shares iommufd and the devices' descriptors
 //! with us: its own address space is the one to copy from.
 
 mod open;
+mod registers;
 mod sys;
 
 use std::collections::BTreeMap;
@@ -16,7 +18,7 @@ use std::io;
 use viommu_pasid::EndpointId;
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping};
 
-use crate::vfio::{Contents, Counters, Kernel, Piece, Pin, Place, Ram, Region};
+use crate::vfio::{Contents, Counters, Kernel, Leads, NOWHERE, Piece, Pin, Place, Region};
 use crate::{Capabilities, DomainId, HostError};
 pub use open::{Devices, descriptors, open, serves};
 pub use sys::REQUESTS;
@@ -231,6 +233,17 @@ impl IommufdKernel {
             self.identity.drain(&self.iommufd);
         }
     }
+
+    /// Maps what address space `source` has where `mapping` leads.
+    fn copy(&mut self, ioas: u32, mapping: &Mapping, source: u32) -> Result<(), HostError> {
+        let (to, from) = ((ioas, mapping.iova()), (source, mapping.oa().raw()));
+        self.counters.copies += 1;
+        let copied = self.iommufd.copy(to, from, mapping.access());
+        copied.map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOENT) => NOWHERE,
+            _ => refused("IOAS_COPY")(error),
+        })
+    }
 }
 
 impl Kernel for IommufdKernel {
@@ -305,17 +318,35 @@ impl Kernel for IommufdKernel {
         self.settle();
     }
 
-    fn map(&mut self, domain: DomainId, mapping: &Mapping, ram: &Ram) -> Result<(), HostError> {
+    fn map(
+        &mut self,
+        domain: DomainId,
+        mapping: &Mapping,
+        leads: &Leads<'_>,
+    ) -> Result<(), HostError> {
         let space = self.domains.get(&domain);
         let ioas = space.ok_or(HostError::Unsupported("no such domain"))?.ioas;
-        if let Some(source) = self.identity.source() {
-            let (to, from) = ((ioas, mapping.iova()), (source, mapping.oa().raw()));
-            self.counters.copies += 1;
-            return self.iommufd.copy(to, from, mapping.access()).map_err(refused("IOAS_COPY"));
+        match (leads, self.identity.source()) {
+            (Leads::Memory(_), Some(source)) => self.copy(ioas, mapping, source),
+            (Leads::Memory(pieces), None) => {
+                self.counters.pins += u64::try_from(pieces.len()).unwrap_or(u64::MAX);
+                map_pieces(&self.iommufd, ioas, (pieces, mapping))
+            }
+            (Leads::Registers(pieces), _) => {
+                self.counters.registers += 1;
+                map_pieces(&self.iommufd, ioas, (pieces, mapping))
+            }
+            (Leads::Elsewhere, Some(source)) => match &self.identity {
+                Identity::Ours { .. } => Err(NOWHERE),
+                // the VMM has more at its guest's addresses than it tells of: devices' registers
+                Identity::Vmm(_) => self.copy(ioas, mapping, source),
+            },
+            (Leads::Elsewhere, None) => Err(NOWHERE),
         }
-        let pieces = ram.pieces(mapping).ok_or(HostError::Unsupported("not guest memory"))?;
-        self.counters.pins += u64::try_from(pieces.len()).unwrap_or(u64::MAX);
-        map_pieces(&self.iommufd, ioas, (&pieces, mapping))
+    }
+
+    fn remove_registers(&mut self, _: &Region) {
+        // the caller has the dma-buf
     }
 
     fn release(&mut self, endpoint: EndpointId) {

@@ -11,11 +11,12 @@ use viommu_pasid::EndpointId;
 use viommu_pgtable::{Access, Iova, IovaRange};
 
 use super::sys::{Cdev, FilePart, Iommufd, Usable};
-use super::{Device, Identity, IommufdKernel, Space};
+use super::{Device, Identity, IommufdKernel, Space, registers};
 use crate::Capabilities;
 use crate::vfio::sysfs::{Sysfs, gaps};
 use crate::vfio::{
-    Counters, Leaving, OnStart, Opened, PciAddress, Pin, Place, Reserved, VFIO_PCI, Vfio, VfioError,
+    BarWindow, Counters, Leaving, OnStart, Opened, PciAddress, Pin, Place, Reserved, Start,
+    VFIO_PCI, Vfio, VfioError,
 };
 
 /// The kernel's file.
@@ -29,7 +30,12 @@ const PROBE_BYTES: u64 = 64 << 10;
 #[derive(Debug)]
 pub enum Devices {
     /// Ours: we open and bind them.
-    Ours(Vec<(EndpointId, PciAddress)>),
+    Ours {
+        /// Where they are.
+        devices: Vec<(EndpointId, PciAddress)>,
+        /// Where the guest sees registers of theirs.
+        registers: Vec<BarWindow>,
+    },
     /// The VMM's: it binds them to this iommufd, of which it holds the same file.
     Given {
         /// The iommufd.
@@ -52,7 +58,7 @@ pub fn serves(address: PciAddress) -> bool {
 /// [`VfioError`].
 pub fn open(devices: Devices, pin: Pin, on_start: OnStart) -> Result<Opened, VfioError> {
     match devices {
-        Devices::Ours(devices) => ours(devices, pin),
+        Devices::Ours { devices, registers } => ours(devices, &registers, pin),
         Devices::Given { iommufd, devices } => given(Iommufd(iommufd), devices, on_start),
     }
 }
@@ -68,7 +74,11 @@ pub fn descriptors(devices: &[PciAddress]) -> Result<(OwnedFd, Vec<OwnedFd>), Vf
     Ok((iommufd, cdevs.collect::<Result<_, _>>()?))
 }
 
-fn ours(devices: Vec<(EndpointId, PciAddress)>, pin: Pin) -> Result<Opened, VfioError> {
+fn ours(
+    devices: Vec<(EndpointId, PciAddress)>,
+    windows: &[BarWindow],
+    pin: Pin,
+) -> Result<Opened, VfioError> {
     let first = devices.first().map_or_else(String::new, |(_, address)| address.to_string());
     let iommufd = Iommufd(open_iommufd(first)?);
     probe(&iommufd)?;
@@ -93,13 +103,12 @@ fn ours(devices: Vec<(EndpointId, PciAddress)>, pin: Pin) -> Result<Opened, Vfio
             .add_table(&iommufd, id)
             .map_err(|error| VfioError::Setup { what: "table of guest memory", error })?;
     }
+    let registers = registers::open(&iommufd, &opened, windows)?;
     let identity = Identity::Ours { space, pin, regions: Vec::new(), filled };
     let kernel = kernel(iommufd, opened, (nowhere, identity), common.capabilities());
     let endpoints: Vec<_> = reserved.keys().copied().collect();
-    Ok(Opened {
-        vfio: Vfio::over(Box::new(kernel), endpoints, (Some(leaving), OnStart::Boot)),
-        reserved,
-    })
+    let start = Start { leaving: Some(leaving), on_start: OnStart::Boot, registers };
+    Ok(Opened { vfio: Vfio::over(Box::new(kernel), endpoints, start), reserved })
 }
 
 /// A refusal of what every device needs.
@@ -124,7 +133,8 @@ fn given(
     let kernel =
         kernel(iommufd, opened, (None, Identity::Vmm(None)), Common::default().capabilities());
     let endpoints: Vec<_> = reserved.keys().copied().collect();
-    Ok(Opened { vfio: Vfio::over(Box::new(kernel), endpoints, (None, on_start)), reserved })
+    let start = Start { on_start, ..Start::default() };
+    Ok(Opened { vfio: Vfio::over(Box::new(kernel), endpoints, start), reserved })
 }
 
 fn kernel(

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | IOAS_ALLOC, IOAS_COPY, IOAS_UNMAP, IOAS_IOVA_RANGES, DESTROY | 6.2 |
 //! | HWPT_ALLOC, GET_HW_INFO, and VFIO's BIND, ATTACH, DETACH | 6.6 |
-//! | IOAS_MAP_FILE | 6.13 |
+//! | IOAS_MAP_FILE | 6.13; of dma-bufs 7.0 |
 #![expect(unsafe_code, reason = "ioctls: the kernel follows the structures that it is given")]
 
 use std::io;
@@ -81,7 +81,7 @@ pub(super) struct Iommufd(pub(super) OwnedFd);
 /// A part of a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FilePart<'a> {
-    /// The file: a memfd, or one of hugetlbfs.
+    /// The file: a memfd, one of hugetlbfs, or a dma-buf.
     pub(super) file: BorrowedFd<'a>,
     /// Where the part starts, bytes.
     pub(super) start: u64,
@@ -141,6 +141,20 @@ impl Iommufd {
             start: part.start,
             length: part.bytes,
             iova: iova.raw(),
+        };
+        call(self.0.as_fd(), IOAS_MAP_FILE, &mut map)
+    }
+
+    /// Maps a part of a file at an address that the kernel chooses, to be read.
+    pub(super) fn map_file_anywhere(&self, ioas: u32, part: FilePart<'_>) -> io::Result<()> {
+        let mut map = abi::iommu_ioas_map_file {
+            size: size::<abi::iommu_ioas_map_file>(),
+            flags: abi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE,
+            ioas_id: ioas,
+            fd: part.file.as_raw_fd(),
+            start: part.start,
+            length: part.bytes,
+            iova: 0,
         };
         call(self.0.as_fd(), IOAS_MAP_FILE, &mut map)
     }
@@ -206,6 +220,12 @@ impl Iommufd {
 /// A VFIO device's own descriptor.
 #[derive(Debug)]
 pub(super) struct Cdev(pub(super) OwnedFd);
+
+impl AsFd for Cdev {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl Cdev {
     /// Makes the device ours, and iommufd's; its id there.

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use viommu_pasid::EndpointId;
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
 
-use crate::vfio::{Contents, Counters, Kernel, Place, Ram, Region};
+use crate::vfio::{Contents, Counters, Kernel, Leads, NOWHERE, Place, Region};
 use crate::{Capabilities, DomainId, HostError};
 pub use open::open;
 pub use sys::REQUESTS;
@@ -32,7 +32,7 @@ fn refused(call: &'static str) -> impl FnOnce(io::Error) -> HostError {
     }
 }
 
-/// Guest memory in our address space, by where the guest has it.
+/// Guest memory, and devices' registers, in our address space, by where the guest has them.
 type Windows = BTreeMap<PhysAddr, Window>;
 
 /// One mapping in a container: a part of one region.
@@ -57,10 +57,11 @@ struct Container {
 }
 
 /// The parts that a mapping consists of, one for each region.
-fn parts(mapping: &Mapping, ram: &Ram) -> Option<Vec<Mapped>> {
+fn parts(mapping: &Mapping, leads: &Leads<'_>) -> Option<Vec<Mapped>> {
+    let (Leads::Memory(pieces) | Leads::Registers(pieces)) = leads else { return None };
     let mut start = mapping.iova().start();
     let mut parts = Vec::new();
-    for piece in ram.pieces(mapping)? {
+    for piece in pieces {
         let iova = IovaRange::with_len(start, piece.bytes)?;
         let (region, access) = (piece.region.gpa(), mapping.access());
         parts.push(Mapped { region, at: piece.at, iova, access });
@@ -69,13 +70,15 @@ fn parts(mapping: &Mapping, ram: &Ram) -> Option<Vec<Mapped>> {
     Some(parts)
 }
 
-impl Container {
-    /// The device.
-    fn device(&self) -> BorrowedFd<'_> {
+/// The device.
+impl AsFd for Container {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         let (_, device) = &self.open;
         device.as_fd()
     }
+}
 
+impl Container {
     /// Maps parts; on failure none of them is mapped.
     fn map(&mut self, windows: &Windows, parts: &[Mapped]) -> Result<(), HostError> {
         if self.mapped.len().saturating_add(parts.len()) > self.limit {
@@ -94,8 +97,7 @@ impl Container {
     }
 
     fn map_one(&mut self, windows: &Windows, part: &Mapped) -> Result<(), HostError> {
-        let no_memory = HostError::Unsupported("a mapping of what is not guest memory");
-        let window = windows.get(&part.region).ok_or(no_memory)?;
+        let window = windows.get(&part.region).ok_or(NOWHERE)?;
         sys::map_dma(&self.container, (window, part.at), part.iova, part.access)
             .map_err(refused("VFIO_IOMMU_MAP_DMA"))?;
         self.mapped.insert(part.iova.start(), *part);
@@ -214,8 +216,8 @@ impl Kernel for Type1Kernel {
         if container.place == place {
             return Ok(());
         }
-        let parts = contents.mappings.iter().filter_map(|mapping| parts(mapping, contents.ram));
-        let parts: Vec<_> = parts.flatten().collect();
+        let of = |mapping: &Mapping| parts(mapping, &contents.guest.leads(mapping));
+        let parts: Vec<_> = contents.mappings.iter().filter_map(of).flatten().collect();
         container.replace(&self.windows, &parts)?;
         container.place = place;
         Ok(())
@@ -230,14 +232,29 @@ impl Kernel for Type1Kernel {
         container.place = Place::Nowhere;
     }
 
-    fn map(&mut self, domain: DomainId, mapping: &Mapping, ram: &Ram) -> Result<(), HostError> {
-        let parts = parts(mapping, ram).ok_or(HostError::Unsupported("not guest memory"))?;
-        self.counters.pins += u64::try_from(parts.len()).unwrap_or(u64::MAX);
+    fn map(
+        &mut self,
+        domain: DomainId,
+        mapping: &Mapping,
+        leads: &Leads<'_>,
+    ) -> Result<(), HostError> {
+        let parts = parts(mapping, leads).ok_or(NOWHERE)?;
+        match leads {
+            Leads::Registers(_) => self.counters.registers += 1,
+            Leads::Memory(_) | Leads::Elsewhere => {
+                self.counters.pins += u64::try_from(parts.len()).unwrap_or(u64::MAX)
+            }
+        }
         self.in_each(
             Place::Domain(domain),
             |container, windows| container.map(windows, &parts),
             |container| log_failure(container.unmap(mapping.iova())),
         )
+    }
+
+    fn remove_registers(&mut self, region: &Region) {
+        // mapped, they would hold the device open
+        self.windows.remove(&region.gpa());
     }
 
     fn release(&mut self, endpoint: EndpointId) {

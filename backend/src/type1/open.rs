@@ -3,30 +3,36 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use viommu_pasid::EndpointId;
 use viommu_pgtable::IovaRange;
 
 use super::info::Info;
-use super::{Container, Type1Kernel, sys};
-use crate::Capabilities;
+use super::sys::Window;
+use super::{Container, Type1Kernel, Windows, sys};
 use crate::vfio::sys::announce_release;
 use crate::vfio::sysfs::{Sysfs, gaps};
 use crate::vfio::{
-    Counters, Leaving, OnStart, Opened, PciAddress, Place, Reserved, VFIO_PCI, Vfio, VfioError,
+    BarWindow, Counters, Leaving, OnStart, Opened, PciAddress, Place, Ram, Region, Reserved, Start,
+    VFIO_PCI, Vfio, VfioError,
 };
+use crate::{Capabilities, HostError};
 
 /// Where groups are.
 const GROUPS: &str = "/dev/vfio";
 /// What makes a container when it is opened.
 const CONTAINER: &str = "/dev/vfio/vfio";
 
-/// Opens devices, each with a container of its own.
+/// Opens devices, each with a container of its own; `windows` are where the guest sees registers of theirs.
 ///
 /// # Errors
 /// [`VfioError`].
-pub fn open(devices: Vec<(EndpointId, PciAddress)>) -> Result<Opened, VfioError> {
+pub fn open(
+    devices: Vec<(EndpointId, PciAddress)>,
+    windows: &[BarWindow],
+) -> Result<Opened, VfioError> {
     let mut groups: BTreeMap<String, PciAddress> = BTreeMap::new();
     let mut leaving = Leaving::new()
         .map_err(|source| VfioError::Open { path: PathBuf::from("epoll"), source })?;
@@ -38,8 +44,7 @@ pub fn open(devices: Vec<(EndpointId, PciAddress)>) -> Result<Opened, VfioError>
         let setup =
             |call| move |source| VfioError::Refused { device: address.to_string(), call, source };
         let wish = leaving.watch(endpoint).map_err(setup("eventfd"))?;
-        let device = container.device();
-        announce_release(device, wish).map_err(setup("VFIO_DEVICE_SET_IRQS"))?;
+        announce_release(container.as_fd(), wish).map_err(setup("VFIO_DEVICE_SET_IRQS"))?;
         capabilities.page_size_mask &= info.page_size_mask;
         let last = info.usable.iter().map(IovaRange::last).max();
         if let Some(last) = last {
@@ -52,16 +57,31 @@ pub fn open(devices: Vec<(EndpointId, PciAddress)>) -> Result<Opened, VfioError>
         containers.insert(endpoint, container);
     }
     let endpoints: Vec<_> = reserved.keys().copied().collect();
-    let kernel = Type1Kernel {
-        containers,
-        windows: BTreeMap::new(),
-        capabilities,
-        counters: Counters::default(),
-    };
-    Ok(Opened {
-        vfio: Vfio::over(Box::new(kernel), endpoints, (Some(leaving), OnStart::Boot)),
-        reserved,
-    })
+    let (registers, windows) = registers(&containers, windows)?;
+    let kernel = Type1Kernel { containers, windows, capabilities, counters: Counters::default() };
+    let start = Start { leaving: Some(leaving), on_start: OnStart::Boot, registers };
+    Ok(Opened { vfio: Vfio::over(Box::new(kernel), endpoints, start), reserved })
+}
+
+/// The registers that the windows show, and where they are in our address space: a container maps what
+/// lies there.
+fn registers(
+    containers: &BTreeMap<EndpointId, Container>,
+    windows: &[BarWindow],
+) -> Result<(Ram, Windows), VfioError> {
+    let (mut registers, mut mapped) = (Vec::new(), Windows::new());
+    for window in windows {
+        let no_device = VfioError::NoWindowDevice { window: *window };
+        let device = containers.get(&window.endpoint).ok_or(no_device)?.as_fd();
+        let offset = window.locate(device)?;
+        let setup = |error| VfioError::Setup { what: "a window over registers", error };
+        let region = Region::registers(window, (device, offset)).map_err(setup)?;
+        let memory = Window::new(device, offset, region.bytes())
+            .map_err(|source| setup(HostError::Refused { call: "mmap", source }))?;
+        mapped.insert(region.gpa(), memory);
+        registers.push(region);
+    }
+    Ok((Ram::of(registers), mapped))
 }
 
 fn open_one(

@@ -154,7 +154,8 @@ fn unmap(container: BorrowedFd<'_>, iova: Iova, size_bytes: u64, flags: u32) -> 
     Ok(unmap.size)
 }
 
-/// A file's part in our address space, for the kernel to find its pages by. We never look into it.
+/// A file's part in our address space, for the kernel to find its pages by: memory, or a device's registers.
+/// We never look into it.
 #[derive(Debug)]
 pub(super) struct Window {
     start: NonNull<c_void>,

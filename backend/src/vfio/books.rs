@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use viommu_pasid::EndpointId;
 use viommu_pgtable::{Iova, IovaRange, Mapping};
 
-use super::{Contents, Counters, Kernel, Leaving, OnStart, Place, Ram, Region};
+use super::{Contents, Counters, Guest, Kernel, Leads, Leaving, OnStart, Place, Ram, Region};
 use crate::{DomainId, HostError, Target};
 
 /// A caller that names a domain which it has not made.
@@ -42,11 +42,22 @@ struct Endpoint {
     gone: bool,
 }
 
+/// What there is to say of devices when they are opened.
+#[derive(Debug, Default)]
+pub(crate) struct Start {
+    /// Tells when the kernel wants a device back; without it they are another process's.
+    pub(crate) leaving: Option<Leaving>,
+    /// What becomes of those that are attached already.
+    pub(crate) on_start: OnStart,
+    /// Their registers that mappings may lead to.
+    pub(crate) registers: Ram,
+}
+
 /// The host's IOMMU.
 #[derive(Debug)]
 pub struct Vfio {
     kernel: Box<dyn Kernel>,
-    ram: Ram,
+    guest: Guest,
     domains: BTreeMap<DomainId, Domain>,
     endpoints: BTreeMap<EndpointId, Endpoint>,
     adopted: bool,
@@ -54,19 +65,18 @@ pub struct Vfio {
 }
 
 impl Vfio {
-    /// The books over `kernel`, which has these endpoints, all of them nowhere. `leaving` tells when the
-    /// kernel wants a device back; without it they are another process's, and nothing reaches the kernel
-    /// before [`adopt`](Self::adopt).
+    /// The books over `kernel`, which has these endpoints, all of them nowhere. If they are another
+    /// process's nothing reaches the kernel before [`adopt`](Self::adopt).
     pub(crate) fn over(
         kernel: Box<dyn Kernel>,
         endpoints: impl IntoIterator<Item = EndpointId>,
-        (leaving, on_start): (Option<Leaving>, OnStart),
+        Start { leaving, on_start, registers }: Start,
     ) -> Self {
         let new =
             |id| (id, Endpoint { target: Target::Blocked, parked: false, on_start, gone: false });
         let endpoints = endpoints.into_iter().map(new).collect();
-        let (ram, domains) = (Ram::default(), BTreeMap::new());
-        Self { kernel, ram, domains, endpoints, adopted: leaving.is_some(), leaving }
+        let (guest, domains) = (Guest::new(registers), BTreeMap::new());
+        Self { kernel, guest, domains, endpoints, adopted: leaving.is_some(), leaving }
     }
 
     /// The endpoints.
@@ -106,6 +116,7 @@ impl Vfio {
             let Some(endpoint) = self.endpoints.get_mut(&id).filter(|e| !e.gone) else { continue };
             endpoint.gone = true;
             self.kernel.cut_off(id);
+            self.withdraw_registers(id);
             self.kernel.release(id);
             log::warn!("the device of {id} was taken away: the endpoint reaches nothing any more");
         }
@@ -128,7 +139,7 @@ impl Vfio {
         let (place, mappings) = match target {
             Target::Blocked => (Place::Nowhere, Vec::new()),
             Target::Identity => {
-                let all = self.ram.regions().iter().filter_map(Region::identity);
+                let all = self.guest.ram().regions().iter().filter_map(Region::identity);
                 (Place::Identity, all.collect())
             }
             Target::Domain(domain) => {
@@ -140,7 +151,7 @@ impl Vfio {
                 (Place::Domain(domain), present.map(|held| held.mapping).collect())
             }
         };
-        let contents = Contents { mappings: &mappings, ram: &self.ram };
+        let contents = Contents { mappings: &mappings, guest: &self.guest };
         match self.kernel.attach(id, place, contents) {
             Err(error) if place == Place::Nowhere => {
                 log::warn!("{id}: {error}: cut off");
@@ -182,15 +193,25 @@ impl Vfio {
         }
     }
 
+    /// Takes every mapping out of the host's tables that leads to registers of a device.
+    fn withdraw_registers(&mut self, device: EndpointId) {
+        let gone = self.guest.lose_registers(device);
+        self.lose(&gone);
+        for region in &gone {
+            self.kernel.remove_registers(region);
+        }
+    }
+
     /// Maps what the books hold and there is memory for.
     fn regain(&mut self) {
-        let (kernel, ram) = (&mut self.kernel, &self.ram);
+        let (kernel, guest) = (&mut self.kernel, &self.guest);
         for (id, domain) in &mut self.domains {
             for held in domain.mappings.values_mut().filter(|held| !held.present) {
-                if ram.pieces(&held.mapping).is_none() {
+                let leads = guest.leads(&held.mapping);
+                if matches!(leads, Leads::Elsewhere) {
                     continue;
                 }
-                match kernel.map(*id, &held.mapping, ram) {
+                match kernel.map(*id, &held.mapping, &leads) {
                     Ok(()) => held.present = true,
                     Err(error) => {
                         log::warn!("domain {id}: {} stays out: {error}", held.mapping.iova())

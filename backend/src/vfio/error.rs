@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use super::BarWindow;
 use crate::HostError;
 
 /// Found at the start; the message says what would help.
@@ -90,6 +91,34 @@ pub enum VfioError {
         other: String,
         /// Their group.
         group: String,
+    },
+    /// A window over registers of a device that is not ours.
+    #[error("{window}: that endpoint has no device that we open")]
+    NoWindowDevice {
+        /// The window.
+        window: BarWindow,
+    },
+    /// The kernel says nothing of the BAR.
+    #[error("{window}: VFIO_DEVICE_GET_REGION_INFO: {source}")]
+    NoBar {
+        /// The window.
+        window: BarWindow,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A window that is longer than what is in the BAR.
+    #[error("{window}: the BAR has {bytes:#x} bytes")]
+    ShortBar {
+        /// The window.
+        window: BarWindow,
+        /// The BAR's length, bytes.
+        bytes: u64,
+    },
+    /// Registers that the kernel maps nowhere.
+    #[error("{window}: the BAR cannot be mapped: it is for I/O ports, or shorter than a page")]
+    UnmappableBar {
+        /// The window.
+        window: BarWindow,
     },
     /// A descriptor that two endpoints name.
     #[error("descriptor {0} is named for two devices")]

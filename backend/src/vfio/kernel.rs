@@ -5,8 +5,13 @@ use std::fmt;
 use viommu_pasid::EndpointId;
 use viommu_pgtable::{IovaRange, Mapping};
 
-use super::ram::{Ram, Region};
+use super::guest::{Guest, Leads};
+use super::ram::Region;
 use crate::{Capabilities, DomainId, HostError};
+
+/// A mapping of something that the kernel cannot be told of.
+pub(crate) const NOWHERE: HostError =
+    HostError::Unsupported("a mapping of what is neither guest memory nor known registers");
 
 /// An address space of DMA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,17 +65,25 @@ pub(crate) trait Kernel: fmt::Debug + Send {
     /// Leaves an endpoint with nothing mapped, whatever it takes.
     fn cut_off(&mut self, endpoint: EndpointId);
 
-    /// Maps; every part of `mapping` leads to `ram`.
+    /// Maps what leads to `leads`, which may be nothing that we know.
     ///
     /// # Errors
-    /// What the kernel says.
-    fn map(&mut self, domain: DomainId, mapping: &Mapping, ram: &Ram) -> Result<(), HostError>;
+    /// [`NOWHERE`], or what the kernel says.
+    fn map(
+        &mut self,
+        domain: DomainId,
+        mapping: &Mapping,
+        leads: &Leads<'_>,
+    ) -> Result<(), HostError>;
 
     /// Unmaps one whole mapping.
     ///
     /// # Errors
     /// What the kernel says; some of it may be mapped still.
     fn unmap(&mut self, domain: DomainId, range: IovaRange) -> Result<(), HostError>;
+
+    /// Forgets registers that no domain's mapping leads to.
+    fn remove_registers(&mut self, region: &Region);
 
     /// Gives a device back, which is nowhere: all that is open of it is closed.
     fn release(&mut self, endpoint: EndpointId);
@@ -94,13 +107,15 @@ pub struct Counters {
     pub copies: u64,
     /// Mappings of memory itself: they pin it.
     pub pins: u64,
+    /// Mappings of registers, which are nothing that could be pinned.
+    pub registers: u64,
 }
 
-/// What an address space holds, and the memory that it leads to.
+/// What an address space holds, and where that leads.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Contents<'a> {
     /// The mappings.
     pub(crate) mappings: &'a [Mapping],
-    /// The memory.
-    pub(crate) ram: &'a Ram,
+    /// What there is in the guest.
+    pub(crate) guest: &'a Guest,
 }

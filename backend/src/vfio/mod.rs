@@ -7,16 +7,26 @@
 //!
 //! # Memory
 //!
-//! A mapping leads to guest memory, wholly: to anything else it is refused with
-//! [`HostError::Unsupported`]. Memory that the VMM takes away is unmapped at once wherever a mapping leads
+//! A mapping leads to guest memory, wholly, or to registers of a device, wholly: to anything else it is
+//! refused with [`HostError::Unsupported`](crate::HostError::Unsupported). Memory that the VMM takes away is unmapped at once wherever a mapping leads
 //! to it, whole mappings at a time; they come back with the memory. That costs a look at every mapping, and
 //! happens when a DIMM is unplugged.
+//!
+//! # Registers
+//!
+//! Where the guest sees a device's registers, mappings for another device may lead there: peer-to-peer DMA.
+//! For devices of ours [`BarWindow`] says where that is; a VMM that shares its own has them in the address
+//! space that we copy from. Such a mapping is made when the guest asks for it and not before, whatever
+//! [`Pin`] says, for a device's reset takes it away for good. What leads to a device's registers goes before
+//! the device does.
 
 mod books;
 mod error;
+mod guest;
 mod kernel;
 mod leaving;
 mod ram;
+mod registers;
 pub(crate) mod sys;
 pub(crate) mod sysfs;
 
@@ -25,12 +35,15 @@ use std::collections::BTreeMap;
 use viommu_pasid::EndpointId;
 
 use crate::{iommufd, type1};
+pub(crate) use books::Start;
 pub use books::Vfio;
 pub use error::VfioError;
+pub(crate) use guest::{Guest, Leads};
 pub use kernel::Counters;
-pub(crate) use kernel::{Contents, Kernel, Place};
+pub(crate) use kernel::{Contents, Kernel, NOWHERE, Place};
 pub(crate) use leaving::Leaving;
 pub(crate) use ram::{Piece, Ram, Region};
+pub use registers::BarWindow;
 pub use sysfs::{PciAddress, Reserved, ReservedKind};
 
 /// The driver that gives devices to user space.

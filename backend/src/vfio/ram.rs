@@ -4,11 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use viommu_pasid::EndpointId;
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
 
+use super::BarWindow;
 use crate::{HostError, MemoryRegion};
 
-/// One region, with a descriptor of our own of its file.
+/// One region, memory or registers, with a descriptor of our own of its file.
 #[derive(Debug, Clone)]
 pub(crate) struct Region {
     gpa: PhysAddr,
@@ -17,6 +19,8 @@ pub(crate) struct Region {
     offset: u64,
     /// Device and inode: two descriptors of one file are the same memory.
     inode: (u64, u64),
+    /// Whose registers it is; memory is no device's.
+    device: Option<EndpointId>,
 }
 
 /// A part of a region that a mapping leads to.
@@ -37,7 +41,26 @@ impl Region {
         let stat = rustix::fs::fstat(&file)
             .map_err(|errno| refused("fstat of a memory file")(io::Error::from(errno)))?;
         let MemoryRegion { gpa, bytes, offset, .. } = *region;
-        Ok(Self { gpa, bytes, file: Arc::new(file), offset, inode: (stat.st_dev, stat.st_ino) })
+        let (file, inode) = (Arc::new(file), (stat.st_dev, stat.st_ino));
+        Ok(Self { gpa, bytes, file, offset, inode, device: None })
+    }
+
+    /// The registers that `window` shows, which start in `file` at `offset`, bytes.
+    ///
+    /// # Errors
+    /// A descriptor that cannot be duplicated or looked at.
+    pub(crate) fn registers(
+        window: &BarWindow,
+        (file, offset): (BorrowedFd<'_>, u64),
+    ) -> Result<Self, HostError> {
+        let (gpa, bytes) = (window.gpa.start(), window.bytes());
+        let region = Self::new(&MemoryRegion { gpa, bytes, file, offset })?;
+        Ok(Self { device: Some(window.endpoint), ..region })
+    }
+
+    /// Whose registers it is; memory is no device's.
+    pub(crate) const fn device(&self) -> Option<EndpointId> {
+        self.device
     }
 
     /// Where the guest has it, as an identity mapping.
@@ -89,9 +112,20 @@ impl Ram {
     /// # Errors
     /// A descriptor that cannot be duplicated or looked at.
     pub(crate) fn new(regions: &[MemoryRegion<'_>]) -> Result<Self, HostError> {
-        let mut regions: Vec<_> = regions.iter().map(Region::new).collect::<Result<_, _>>()?;
+        Ok(Self::of(regions.iter().map(Region::new).collect::<Result<_, _>>()?))
+    }
+
+    /// These regions, which do not overlap.
+    pub(crate) fn of(mut regions: Vec<Region>) -> Self {
         regions.sort_by_key(|region| region.gpa);
-        Ok(Self(regions))
+        Self(regions)
+    }
+
+    /// Takes the regions out that `wanted` holds for.
+    pub(crate) fn take(&mut self, wanted: impl Fn(&Region) -> bool) -> Vec<Region> {
+        let (taken, left) = std::mem::take(&mut self.0).into_iter().partition(wanted);
+        self.0 = left;
+        taken
     }
 
     /// The regions, by their address.

@@ -1,16 +1,28 @@
 //! What both interfaces ask of a VFIO device (linux/vfio.h).
-#![expect(unsafe_code, reason = "an ioctl")]
+//!
+//! | call | since Linux |
+//! | --- | --- |
+//! | SET_IRQS, GET_REGION_INFO | 3.6 |
+//! | FEATURE_DMA_BUF | 6.19, with CONFIG_VFIO_PCI_DMABUF |
+#![expect(unsafe_code, reason = "ioctls")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_BASE, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_REQ_IRQ_INDEX,
-    VFIO_TYPE,
+    VFIO_BASE, VFIO_DEVICE_FEATURE_DMA_BUF, VFIO_DEVICE_FEATURE_GET, VFIO_IRQ_SET_ACTION_TRIGGER,
+    VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_REQ_IRQ_INDEX, VFIO_REGION_INFO_FLAG_MMAP, VFIO_TYPE,
+    vfio_region_info,
 };
 
-/// `VFIO_DEVICE_SET_IRQS`.
-const SET_IRQS: u32 = (VFIO_TYPE as u32) << 8 | (VFIO_BASE + 10);
+/// `_IO(VFIO_TYPE, VFIO_BASE + command)`.
+const fn vfio(command: u32) -> u32 {
+    (VFIO_TYPE as u32) << 8 | (VFIO_BASE + command)
+}
+
+const GET_REGION_INFO: u32 = vfio(8);
+const SET_IRQS: u32 = vfio(10);
+const FEATURE: u32 = vfio(17);
 
 /// `struct vfio_irq_set` with one eventfd as its data.
 #[repr(C)]
@@ -25,21 +37,87 @@ struct IrqSet {
 
 const _: () = assert!(size_of::<IrqSet>() == 24, "five words and a descriptor");
 
+/// `struct vfio_device_feature` with a `struct vfio_device_feature_dma_buf` of one range as its data.
+#[repr(C)]
+struct DmaBufOf {
+    argsz: u32,
+    flags: u32,
+    region_index: u32,
+    open_flags: u32,
+    dma_buf_flags: u32,
+    nr_ranges: u32,
+    offset: u64,
+    length: u64,
+}
+
+const _: () = assert!(size_of::<DmaBufOf>() == 40, "six words and a range");
+
+/// What the kernel says of a region: for the first six, of the BAR of that number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RegionInfo {
+    /// Its length, bytes; 0 if there is none.
+    pub(super) bytes: u64,
+    /// Where the device's descriptor has it, bytes.
+    pub(super) offset: u64,
+    /// It can be mapped: memory, and whole pages of it.
+    pub(super) mappable: bool,
+}
+
+/// One call; what it returns.
+fn call<T>(device: BorrowedFd<'_>, request: u32, argument: &mut T) -> io::Result<i32> {
+    // SAFETY: 1. `device` is open for the call; 2. each caller, all of them below, passes the structure of
+    // the request, with its size in the first field, so the kernel stays inside `argument`; 3. no field of
+    // any of them is a pointer.
+    let done = unsafe {
+        libc::ioctl(device.as_raw_fd(), request as libc::Ioctl, std::ptr::from_mut(argument))
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done) }
+}
+
+/// The size of a structure as its first field says it.
+fn size<T>() -> u32 {
+    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
+}
+
 /// Has the kernel write to `eventfd` when it wants `device` back.
 pub(crate) fn announce_release(device: BorrowedFd<'_>, eventfd: BorrowedFd<'_>) -> io::Result<()> {
     let mut set = IrqSet {
-        argsz: u32::try_from(size_of::<IrqSet>()).unwrap_or(u32::MAX),
+        argsz: size::<IrqSet>(),
         flags: VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
         index: VFIO_PCI_REQ_IRQ_INDEX,
         start: 0,
         count: 1,
         eventfd: eventfd.as_raw_fd(),
     };
-    // SAFETY: 1. `device` is open for the call; 2. the structure is the one of the request, its size and
-    // the number of descriptors in it are said, so the kernel stays inside; 3. the kernel takes a reference
-    // of its own to the eventfd.
-    let done = unsafe {
-        libc::ioctl(device.as_raw_fd(), SET_IRQS as libc::Ioctl, std::ptr::from_mut(&mut set))
+    call(device, SET_IRQS, &mut set).map(drop)
+}
+
+/// Where `device`'s descriptor has region `index`.
+pub(super) fn region_info(device: BorrowedFd<'_>, index: u32) -> io::Result<RegionInfo> {
+    let mut info =
+        vfio_region_info { argsz: size::<vfio_region_info>(), index, ..Default::default() };
+    call(device, GET_REGION_INFO, &mut info)?;
+    let mappable = info.flags & VFIO_REGION_INFO_FLAG_MMAP != 0;
+    Ok(RegionInfo { bytes: info.size, offset: info.offset, mappable })
+}
+
+/// A dma-buf of `bytes` bytes of region `index` from `offset`.
+pub(crate) fn dma_buf(
+    device: BorrowedFd<'_>,
+    index: u32,
+    (offset, bytes): (u64, u64),
+) -> io::Result<OwnedFd> {
+    let mut feature = DmaBufOf {
+        argsz: size::<DmaBufOf>(),
+        flags: VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_DMA_BUF,
+        region_index: index,
+        open_flags: (libc::O_RDWR | libc::O_CLOEXEC).cast_unsigned(),
+        dma_buf_flags: 0,
+        nr_ranges: 1,
+        offset,
+        length: bytes,
     };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let raw = call(device, FEATURE, &mut feature)?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }

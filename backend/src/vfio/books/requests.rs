@@ -13,8 +13,9 @@ use crate::{
 /// A guest that binds tables, or tags with PASIDs, a device which cannot.
 const NO_PASIDS: HostError = HostError::Unsupported("PASIDs on a VFIO device");
 const NO_BINDING: HostError = HostError::Unsupported("tables bound for a VFIO device");
-/// A mapping of something else than memory.
-const NO_MEMORY: HostError = HostError::Unsupported("a mapping of what is not guest memory");
+/// Memory and registers at one address.
+const COLLISION: HostError =
+    HostError::Unsupported("guest memory where a device's registers are said to be");
 
 impl HostIommu for Vfio {
     fn capabilities(&self) -> Capabilities {
@@ -27,11 +28,14 @@ impl HostIommu for Vfio {
 
     fn set_memory(&mut self, regions: &[MemoryRegion<'_>]) -> Result<(), HostError> {
         let new = Ram::new(regions)?;
-        let (gone, come) = (self.ram.without(&new), new.without(&self.ram));
+        if self.guest.collides(&new) {
+            return Err(COLLISION);
+        }
+        let (gone, come) = (self.guest.ram().without(&new), new.without(self.guest.ram()));
         self.lose(&gone);
         let done = self.exchange(&gone, &come);
         if done.is_ok() {
-            self.ram = new;
+            self.guest.set_ram(new);
         }
         self.regain();
         done
@@ -93,10 +97,7 @@ impl HostIommu for Vfio {
         if held.broken {
             return Err(BROKEN);
         }
-        if self.ram.pieces(mapping).is_none() {
-            return Err(NO_MEMORY);
-        }
-        self.kernel.map(domain, mapping, &self.ram)?;
+        self.kernel.map(domain, mapping, &self.guest.leads(mapping))?;
         held.mappings.insert(mapping.iova().start(), Held { mapping: *mapping, present: true });
         Ok(())
     }
