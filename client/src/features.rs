@@ -8,6 +8,8 @@ pub const DOMAIN_RANGE: u64 = 1 << 1;
 pub const MAP_UNMAP: u64 = 1 << 2;
 /// PROBE.
 pub const PROBE: u64 = 1 << 4;
+/// The MMIO flag of MAP.
+pub const MMIO: u64 = 1 << 5;
 /// `bypass` in the configuration space.
 pub const BYPASS_CONFIG: u64 = 1 << 6;
 /// The device conforms to virtio 1.0 or later.

@@ -163,5 +163,5 @@ const UNTOUCHED: [u8; 4] = [0xee; 4];
 /// The daemon refuses.
 pub(crate) fn boot(daemon: &Daemon, ram: &Ram) -> io::Result<Driver> {
     let front_end = FrontEnd::connect(&daemon.socket(), ram.memfd())?;
-    Iommu::start(front_end, features::STANDARD).map_err(io::Error::other)
+    Iommu::start(front_end, features::STANDARD | features::MMIO).map_err(io::Error::other)
 }

@@ -5,11 +5,16 @@ use std::io;
 use crate::pci::{Bar, Function};
 use crate::wait_until;
 
-/// Registers in BAR 0; those of addresses have 64 bits and are written at once.
+/// Registers in BAR 0; those of addresses have 64 bits and are written at once. What is read of the first is
+/// the complement of what was written to it.
+const LIVENESS: usize = 0x04;
 const SOURCE: usize = 0x80;
 const DESTINATION: usize = 0x88;
 const COUNT: usize = 0x90;
 const COMMAND: usize = 0x98;
+
+/// Where the first one is in the BAR, for the addresses of others.
+pub(crate) const LIVENESS_AT: u64 = LIVENESS as u64;
 
 /// Its buffer, as its own addresses have it.
 const BUFFER: u64 = 0x4_0000;
@@ -52,6 +57,22 @@ impl Edu {
     /// The copy does not end.
     pub(crate) fn store(&self, iova: u64, bytes: u32) -> io::Result<()> {
         self.copy(BUFFER, iova, bytes, START | TO_MEMORY)
+    }
+
+    /// What was last written to the register at [`LIVENESS_AT`], by whomever.
+    ///
+    /// # Errors
+    /// Its registers are not there.
+    pub(crate) fn alive(&self) -> io::Result<u32> {
+        self.registers.read(LIVENESS).map(|read| !read)
+    }
+
+    /// Writes to it.
+    ///
+    /// # Errors
+    /// Its registers are not there.
+    pub(crate) fn set_alive(&self, value: u32) -> io::Result<()> {
+        self.registers.write(LIVENESS, value)
     }
 
     fn copy(&self, from: u64, to: u64, bytes: u32, command: u32) -> io::Result<()> {

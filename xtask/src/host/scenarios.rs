@@ -58,6 +58,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "a domain with a device process and a VFIO device",
         &["both", "late", "refused"],
     ),
+    Scenario {
+        name: "mmio-type1",
+        about: "type1: mappings that lead to another device's registers",
+        kernel: Kernel::Stock,
+        iommu: Iommu::IntelLegacy,
+        play: "mmio-type1",
+        checks: &["gone", "type1"],
+    },
     special(
         "restart",
         "the daemon killed, and started again with keep and block",

@@ -4,6 +4,7 @@ mod basic;
 mod load;
 mod memlock;
 mod mixed;
+mod mmio;
 mod pairs;
 mod plain;
 mod restart;
@@ -23,6 +24,8 @@ pub(crate) fn play(name: &str) -> io::Result<()> {
         "atomic" => basic::play(Replacement::Atomic),
         "gap" => basic::play(Replacement::Gap),
         "mixed" => mixed::play(),
+        "mmio" => mmio::play(),
+        "mmio-type1" => mmio::play_type1(),
         "restart" => restart::play(),
         "memlock" => memlock::play(),
         "unplug" => unplug::play(),

@@ -26,14 +26,15 @@ impl Machine {
         let function = Function::at(TEST_AT);
         function.bind()?;
         let ram = Ram::new()?;
-        let vmm = Vmm::new(&function, &ram)?;
+        let vmm = Vmm::new(&[&function], &ram)?;
         let test = TestDevice::open(&function)?;
         Ok(Self { ram, vmm, test })
     }
 
     /// A daemon that has the device's descriptors.
     fn serve(&self, on_start: &str) -> io::Result<Daemon> {
-        let (device, iommufd) = (self.vmm.device.as_raw_fd(), self.vmm.iommufd.as_raw_fd());
+        let iommufd = self.vmm.iommufd.as_raw_fd();
+        let device = self.vmm.devices.first().map_or(-1, AsRawFd::as_raw_fd);
         let endpoint = format!("00:04.0,vfio=fd:{device},iommufd=fd:{iommufd}");
         let options = ["--endpoint", &endpoint, "--on-start", on_start, "--log-level", "info"];
         Daemon::start(&format!("/tmp/{on_start}"), &options)
