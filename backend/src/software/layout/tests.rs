@@ -169,8 +169,19 @@ impl World {
         Self { layout, store, guest, domains, bound }
     }
 
-    /// False if the structures cannot say it.
+    /// False if the structures cannot say it. A drain has passed since the last change.
     fn lead(&mut self, requester: Requester, kind: Kind) -> bool {
+        self.layout.settle(&mut self.store);
+        match self.try_lead(requester, kind) {
+            Ok(()) => true,
+            Err(error) => {
+                assert!(matches!(error, LeadError::Inexpressible(_)), "{error}");
+                false
+            }
+        }
+    }
+
+    fn try_lead(&mut self, requester: Requester, kind: Kind) -> Result<(), LeadError> {
         let mapped = |n: usize| self.domains[n].mapped(DomainId::new(u32::try_from(n).unwrap()));
         let bound = |below| Lead::Bound { table: self.bound, tag: 9, below };
         let lead = match kind {
@@ -179,15 +190,9 @@ impl World {
             Kind::Domain(n) => Lead::Mappings(mapped(n)),
             Kind::Bound(n) => bound(n.map(mapped)),
         };
-        self.layout.settle(&mut self.store); // as after a drain
-        match self.layout.stage(&mut self.store, &[requester], &lead) {
-            Ok(change) => self.layout.commit(&mut self.store, change),
-            Err(error) => {
-                assert!(matches!(error, LeadError::Inexpressible(_)), "{error}");
-                return false;
-            }
-        }
-        true
+        let change = self.layout.stage(&mut self.store, &[requester], &lead)?;
+        self.layout.commit(&mut self.store, change);
+        Ok(())
     }
 
     /// The page that a request is led to, and how many loads that takes. Its loads from `left` on
@@ -323,5 +328,55 @@ fn a_request_sees_the_old_or_the_new_wherever_its_loads_fall_and_its_neighbours_
             }
         }
         assert!(met > 10_000, "{met}");
+    }
+}
+
+/// Plays replacements that follow each other without a drain, as requests of one batch do, but where
+/// the structures ask for one. The number of ways in which requests met them.
+fn replace_in_a_batch(vtd: bool, who: Requester, kinds: &[Kind]) -> usize {
+    let mut world = World::new(vtd);
+    let (mut times, mut allowed) = (vec![world.store.now()], vec![None]);
+    let mut met = 0;
+    for kind in kinds {
+        let (start, pages) = (world.store.now(), world.store.pages);
+        let mut led = world.try_lead(who, *kind);
+        if led == Err(LeadError::Busy) {
+            met += world.ask_in_between(who, &times, &allowed);
+            world.layout.settle(&mut world.store);
+            (times, allowed) = (vec![world.store.now()], allowed.split_off(allowed.len() - 1));
+            led = world.try_lead(who, *kind);
+        }
+        match led {
+            Ok(()) => allowed.push(leads(*kind)),
+            Err(error) => assert!(matches!(error, LeadError::Inexpressible(_)), "{error}"),
+        }
+        times.extend(world.store.times(start, pages));
+    }
+    met + world.ask_in_between(who, &times, &allowed)
+}
+
+impl World {
+    /// Asks with loads at each two of `times`.
+    fn ask_in_between(&self, who: Requester, times: &[usize], allowed: &[Option<u64>]) -> usize {
+        let pairs = times
+            .iter()
+            .enumerate()
+            .flat_map(|(nth, first)| times[nth..].iter().map(move |then| (*first, *then)));
+        pairs.map(|at| self.ask_everyhow(who, at, allowed)).sum()
+    }
+}
+
+#[test]
+fn a_request_that_outlasts_several_replacements_of_a_batch_sees_one_of_them() {
+    let tagged = Requester { endpoint: ENDPOINT, pasid: Pasid::new(5) };
+    let batches = KINDS.into_iter().flat_map(|first| {
+        KINDS.into_iter().flat_map(move |second| KINDS.map(|third| [first, second, third]))
+    });
+    for vtd in [true, false] {
+        for who in [tagged, Requester::rid(ENDPOINT)] {
+            let met: usize =
+                batches.clone().map(|batch| replace_in_a_batch(vtd, who, &batch)).sum();
+            assert!(met > 10_000, "{met}");
+        }
     }
 }

@@ -100,7 +100,8 @@ pub(super) struct Endpoint {
     contexts: ContextTable,
     /// The other table, made for the first change of S; but for what is `stale` it is empty.
     spare: Option<ContextTable>,
-    /// Descriptors to be cleared after the next drain, and their table.
+    /// A table that requests may still read until the next drain, and what is to be cleared in it
+    /// then.
     stale: Option<(ContextTable, Vec<u32>)>,
     /// The stream table entry; `None` while there is none that is valid.
     entry: Option<StreamEntry>,
@@ -222,7 +223,9 @@ impl Endpoint {
         for index in next.blocked {
             old.clear(store, index);
         }
-        if !next.stale.is_empty() {
+        // Also a table that held nothing may be written again after the next drain only: a request
+        // that saw the old entry would take descriptors from it that belong to another stage 2.
+        if next.swaps || !next.stale.is_empty() {
             self.stale = Some((old, next.stale));
         }
         self.entry = Some(next.entry);
