@@ -7,7 +7,7 @@ use rustix::thread::{SecureComputingMode, set_secure_computing_mode};
 use viommu_iotlb::{Device, Guard};
 use viommu_pgtable::{Access, Iova, IovaRange};
 
-use crate::hostile;
+use crate::hostile::{device as hostile, reconnects};
 
 /// Does what `role` says; ends when standard input does.
 pub(crate) fn run(role: &str, socket: &Path) {
@@ -26,6 +26,10 @@ pub(crate) fn run(role: &str, socket: &Path) {
         }
         "forges-slots" => hostile::forge_slots(socket),
         "forges-rings" => hostile::forge_rings(socket),
+        "forges-faults" => hostile::forge_faults(socket),
+        "floods-doorbell" => hostile::flood_doorbell(socket),
+        "never-leaves" => hostile::never_leave(socket),
+        "reconnects" => reconnects::reconnect(socket),
         "floods-questions" => hostile::flood_questions(socket),
         "writes-tables" => hostile::write_tables(socket),
         "blocks-doorbell" => hostile::block_doorbell(socket),

@@ -1,10 +1,10 @@
 //! The daemon's side of each test.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 use viommu_iotlb::{DeviceEvent, DrainReport, HubConfig, StuckPolicy};
@@ -17,7 +17,7 @@ use crate::support::{Daemon, ENDPOINT, PATIENCE};
 const A_WHILE: Duration = Duration::from_millis(30);
 
 /// A bound for stuck processes that a test can wait for.
-const STUCK: Duration = Duration::from_millis(200);
+pub(crate) const STUCK: Duration = Duration::from_millis(200);
 
 /// A device process; it ends with the test.
 pub(crate) struct Process {
@@ -41,6 +41,11 @@ impl Process {
         process
     }
 
+    /// Tells it a line.
+    pub(crate) fn tell(&mut self) {
+        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    }
+
     /// The next line that it says; empty if it is gone.
     pub(crate) fn hear(&mut self) -> String {
         let mut line = String::new();
@@ -48,18 +53,18 @@ impl Process {
         line.trim_end().to_owned()
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let pid = i32::try_from(self.child.id()).unwrap();
         rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     }
 
     /// Waits for its end; the signal that ended it.
-    fn signal(mut self) -> Option<i32> {
+    pub(crate) fn signal(mut self) -> Option<i32> {
         self.child.wait().unwrap().signal()
     }
 
     /// Waits for its end; true if it was good.
-    fn end(mut self) -> bool {
+    pub(crate) fn end(mut self) -> bool {
         drop(self.child.stdin.take());
         self.child.wait().unwrap().success()
     }
@@ -83,7 +88,10 @@ pub(crate) fn daemon(stuck: Duration, policy: StuckPolicy) -> Daemon {
     daemon
 }
 
-fn unmap_and_drain(daemon: &Daemon, iova: u64) -> std::sync::mpsc::Receiver<DrainReport> {
+pub(crate) fn unmap_and_drain(
+    daemon: &Daemon,
+    iova: u64,
+) -> std::sync::mpsc::Receiver<DrainReport> {
     daemon.begin(move |world| {
         world.unmap(iova, 0x1000);
         world.hub.drain()
@@ -138,74 +146,6 @@ pub(crate) fn pinned_and_killed() {
     assert_eq!((elsewhere.killed, elsewhere.cut_off), (0, 0));
     let report = unmap_and_drain(&daemon, 0x1000).recv_timeout(PATIENCE).unwrap();
     assert_eq!((report.killed, report.cut_off), (1, 0));
-}
-
-pub(crate) fn forged_slots() {
-    let daemon = daemon(STUCK, StuckPolicy::Disconnect);
-    let honest = daemon.connect();
-    let reader = honest.reader().unwrap();
-    let _hostile = Process::start("forges-slots", &daemon);
-    let first = unmap_and_drain(&daemon, 0x1000).recv_timeout(PATIENCE).unwrap();
-    assert_eq!((first.killed, first.cut_off), (0, 1));
-    assert!(first.took >= STUCK && first.took < 2 * STUCK + Duration::from_secs(1), "{first:?}");
-    let second = unmap_and_drain(&daemon, 0x2000).recv_timeout(PATIENCE).unwrap();
-    assert!(second.took < STUCK, "{second:?}");
-    assert_eq!(second.cut_off, 0);
-    // both serve the endpoint that is now refused, and the honest one is told in order
-    assert!(reader.enter().is_err());
-}
-
-pub(crate) fn forged_rings() {
-    let daemon = daemon(PATIENCE, StuckPolicy::Kill);
-    let mut hostile = Process::start("forges-rings", &daemon);
-    let (done, told) = channel();
-    let watch = std::thread::spawn(move || {
-        done.send(hostile.hear()).unwrap();
-        hostile
-    });
-    let mut visits = 0;
-    let said = loop {
-        // the daemon serves others meanwhile
-        let start = Instant::now();
-        daemon.drain();
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-        visits += 1;
-        match told.try_recv() {
-            Ok(said) => break said,
-            Err(_) => std::thread::yield_now(),
-        }
-    };
-    assert_eq!(said, "done");
-    assert!(visits > 0);
-    drop(watch.join().unwrap());
-    let counters = daemon.run(|world| world.hub.counters());
-    assert!(counters.bad_faults > 0, "{counters:?}");
-}
-
-pub(crate) fn flooded_questions() {
-    let daemon = daemon(PATIENCE, StuckPolicy::Kill);
-    let honest = daemon.connect();
-    let reader = honest.reader().unwrap();
-    let mut hostile = Process::start("floods-questions", &daemon);
-    honest.function_reset().unwrap();
-    assert_eq!(hostile.hear(), "refused");
-    assert!(crate::device::read(&reader.enter().unwrap(), 0x1000));
-    assert_eq!(daemon.run(|world| world.hub.connected()), 1);
-}
-
-pub(crate) fn tables_are_read_only() {
-    let daemon = daemon(PATIENCE, StuckPolicy::Kill);
-    assert!(Process::start("writes-tables", &daemon).end());
-    let device = daemon.connect();
-    let reader = device.reader().unwrap();
-    assert!(crate::device::read(&reader.enter().unwrap(), 0x1000), "the tables are as before");
-}
-
-pub(crate) fn blocking_doorbell() {
-    let daemon = daemon(PATIENCE, StuckPolicy::Kill);
-    let mut hostile = Process::start("blocks-doorbell", &daemon);
-    assert_eq!(hostile.hear(), "done");
-    assert_eq!(daemon.drain().cut_off, 0);
 }
 
 /// The kernel itself counts: the first system call would be the process's end, as the last one is.

@@ -1,4 +1,4 @@
-//! A device process that speaks the protocol by hand and writes what it likes.
+//! The device process: it speaks the protocol by hand and writes what it likes.
 
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
@@ -19,18 +19,31 @@ use viommu_iotlb::abi::{
 use crate::device::{say, wait_for_end};
 
 /// What a device gets.
-struct Raw {
+pub(super) struct Raw {
     socket: OwnedFd,
     region: File,
     slot: File,
     doorbell: OwnedFd,
 }
 
-fn join(path: &Path) -> Raw {
+pub(super) const HELLO: &[u8; 16] = b"\x01\0\0\0\x02\0\0\0viotlb\0\x01";
+
+/// A socket that is connected to the daemon, and has said nothing.
+pub(super) fn knock(path: &Path) -> OwnedFd {
     let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
     connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
-    let hello = b"\x01\0\0\0\x02\0\0\0viotlb\0\x01";
-    sendmsg(&socket, &[IoSlice::new(hello)], &mut Default::default(), SendFlags::empty()).unwrap();
+    socket
+}
+
+/// Sends one packet. What becomes of it is the daemon's to say.
+pub(super) fn say_bytes(socket: &OwnedFd, bytes: &[u8]) {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let _heard = sendmsg(socket, &[IoSlice::new(bytes)], &mut Default::default(), flags);
+}
+
+pub(super) fn join(path: &Path) -> Raw {
+    let socket = knock(path);
+    say_bytes(&socket, HELLO);
     let mut bytes = [0; 64];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -47,11 +60,11 @@ fn join(path: &Path) -> Raw {
 }
 
 impl Raw {
-    fn put(&self, offset: usize, word: u64) {
+    pub(super) fn put(&self, offset: usize, word: u64) {
         self.slot.write_all_at(&word.to_le_bytes(), offset as u64).unwrap();
     }
 
-    fn ring(&self) {
+    pub(super) fn ring(&self) {
         let _full = rustix::io::write(&self.doorbell, &1u64.to_ne_bytes());
     }
 }
@@ -79,12 +92,17 @@ pub(crate) fn forge_slots(path: &Path) {
     wait_for_end();
 }
 
-/// Puts nonsense into the fault ring and its positions, and rings without end.
-pub(crate) fn forge_rings(path: &Path) {
-    let raw = join(path);
+/// Fills the fault ring with what is no record.
+fn fill_ring(raw: &Raw) {
     for word in 0..FAULT_RECORDS * 4 {
         raw.put(offset_of!(SlotMemory, faults) + word * 8, u64::MAX - word as u64);
     }
+}
+
+/// Puts nonsense into the fault ring and its positions, and rings without end.
+pub(crate) fn forge_rings(path: &Path) {
+    let raw = join(path);
+    fill_ring(&raw);
     say("ready");
     let taken = offset_of!(SlotMemory, fault_head) + offset_of!(FaultHead, taken);
     for round in 0u64..100_000 {
@@ -93,15 +111,7 @@ pub(crate) fn forge_rings(path: &Path) {
         raw.ring();
     }
     // messages that are none, more than are read at once
-    for length in 0..64 {
-        let bytes = vec![0xff; length];
-        let _expelled = sendmsg(
-            &raw.socket,
-            &[IoSlice::new(&bytes)],
-            &mut Default::default(),
-            SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-        );
-    }
+    (0..64).for_each(|length| say_bytes(&raw.socket, &vec![0xff; length]));
     say("done");
     wait_for_end();
 }
@@ -160,4 +170,54 @@ pub(crate) fn block_doorbell(path: &Path) {
     }
     say("done");
     wait_for_end();
+}
+
+/// Fault records that no honest device writes: other endpoints' numbers in every word, no PASIDs, all
+/// flags, and one that is whole.
+pub(super) const FORGED: [[u64; 4]; 5] = [
+    [0x20, 0x20, 0x20, 0x20],
+    [u64::MAX, 0, u64::MAX, u64::MAX],
+    [0x1000, 1 << 20, 1, 0x20],
+    [0x1000, u64::MAX, 1, 0x20],
+    [0x2000, 0x7_ffff, 1 | 1 << 8 | 0x20 << 32, 0x20],
+];
+
+/// Puts [`FORGED`] into the fault ring, one batch at each line that it hears.
+pub(crate) fn forge_faults(path: &Path) {
+    let raw = join(path);
+    say("ready");
+    let mut put = 0;
+    let mut line = String::new();
+    while std::io::stdin().read_line(&mut line).unwrap() != 0 {
+        for record in FORGED {
+            let at = offset_of!(SlotMemory, faults) + 32 * (put % FAULT_RECORDS);
+            record.iter().enumerate().for_each(|(word, value)| raw.put(at + 8 * word, *value));
+            put += 1;
+        }
+        raw.put(PUT, put as u64);
+        raw.ring();
+    }
+}
+
+/// Rings the doorbell until it is killed, and claims a full ring of nonsense each time.
+pub(crate) fn flood_doorbell(path: &Path) {
+    let raw = join(path);
+    fill_ring(&raw);
+    say("ready");
+    for round in 1.. {
+        raw.put(PUT, round * FAULT_RECORDS as u64);
+        raw.ring();
+    }
+}
+
+/// Says that it is in the oldest section, again and again, until it is killed.
+pub(crate) fn never_leave(path: &Path) {
+    let raw = join(path);
+    raw.put(DEVICE_LINE + offset_of!(DeviceLine, slots_used), 1);
+    raw.put(offset_of!(SlotMemory, readers), 1);
+    say("ready");
+    loop {
+        raw.put(0, 0);
+        raw.put(offset_of!(SlotMemory, readers), 1);
+    }
 }
