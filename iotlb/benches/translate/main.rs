@@ -4,11 +4,13 @@
 //! `cargo bench -p viommu-iotlb` prints nanoseconds for each access, the median of all batches.
 //! *quiet*: nothing changes; *busy*: pages elsewhere are mapped and unmapped all the time, by another
 //! process for ours, which drains after each unmap, and by another thread for what only threads can
-//! share. One guard, or one lock, for each batch of accesses.
+//! share. One guard, or one lock, for each batch of accesses. More threads than processors want to run
+//! then: a priority that lets one of them keep its processor (`chrt -f`) has the others wait for ever.
 #![expect(clippy::unwrap_used, reason = "a bench")]
 
 mod ours;
 mod peers;
+mod together;
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -89,22 +91,24 @@ fn median(mut times: Vec<f64>) -> f64 {
     times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// The times of single batches: whoever interrupts us makes few of them long.
+/// The times of all batches.
 fn round_times(reader: &mut Reader<'_>, accesses: &[u64], run: Run) -> Vec<f64> {
     // a long access is many pages: fewer of them
-    let batches = if run.len > PAGE { ACCESSES / BATCH / 16 } else { ACCESSES / BATCH };
-    let mut times = Vec::new();
+    let fewer = if run.len > PAGE { 16 } else { 1 };
+    let accesses = accesses.get(..accesses.len() / fewer).unwrap_or_default();
     // the first round warms up
-    for round in 0..=run.rounds {
-        for batch in accesses.chunks_exact(BATCH).take(batches) {
-            let start = Instant::now();
-            black_box(reader(batch, run.len));
-            if round > 0 {
-                times.push(start.elapsed().as_secs_f64() * 1e9 / BATCH as f64);
-            }
-        }
-    }
-    times
+    let rounds = (0..=run.rounds).map(|_| batch_times(reader, accesses, run.len));
+    rounds.skip(1).flatten().collect()
+}
+
+/// The times of single batches: whoever interrupts us makes few of them long. Nanoseconds for each access.
+fn batch_times(reader: &mut Reader<'_>, accesses: &[u64], len: u64) -> Vec<f64> {
+    let time = |batch| {
+        let start = Instant::now();
+        black_box(reader(batch, len));
+        start.elapsed().as_secs_f64() * 1e9 / BATCH as f64
+    };
+    accesses.chunks_exact(BATCH).map(time).collect()
 }
 
 /// Median nanoseconds of `what`, which is done many times in a row.
@@ -172,28 +176,21 @@ fn main() {
             Box::new(VmMemory::new(pages)),
             Box::new(Tree::new(pages)),
         ];
-        // one reader alone, then two beside each other
-        let mut ours = Vec::new();
         for (len, threads, busy) in
             [(1500, 1, false), (1500, 2, false), (1500, 1, true), (64 << 10, 1, false)]
         {
             let run = Run { len, threads, busy, rounds };
             let state = if busy { "busy" } else { "quiet" };
             print!("{pages:>8} pages {len:>6} B {threads} x {state:<6}");
-            for (place, subject) in subjects.iter().enumerate() {
-                let time = measure(&**subject, &accesses, run);
-                print!(" {time:>11.1}");
-                if place == 0 {
-                    ours.push(time);
-                }
+            for subject in &subjects {
+                print!(" {:>11.1}", measure(&**subject, &accesses, run));
             }
             println!();
         }
-        if let [one, two, ..] = *ours {
-            println!(
-                "{pages:>8} pages   two of our readers do {:.2} x one's work",
-                2.0 * one / two
-            );
-        }
+        let [ours, ..] = &subjects;
+        let [low, middle, high] = together::two_to_one(&**ours, &accesses, rounds);
+        println!(
+            "{pages:>8} pages   two of our readers do {middle:.2} x one's work ({low:.2} to {high:.2})"
+        );
     }
 }
