@@ -17,6 +17,7 @@ mod conformance;
 mod devices;
 mod events;
 mod hostile;
+mod hostile_devices;
 mod life;
 mod memory;
 mod negotiation;

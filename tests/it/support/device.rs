@@ -1,6 +1,7 @@
 //! A device process: translations out of the shared memory, in this process or in one of its own.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use viommu_iotlb::{AccessFault, Device, FaultClass, FaultRecord, Guard, Reader};
@@ -20,7 +21,12 @@ pub(crate) type Translation = Result<Vec<(u64, u64)>, AccessFault>;
 impl Dma {
     /// Connects to the device socket of 0000:00:02.0.
     pub(crate) fn connect(daemon: &Daemon) -> Self {
-        let device = Device::connect(daemon.device_socket()).unwrap();
+        Self::connect_at(&daemon.device_socket())
+    }
+
+    /// Connects to a device socket.
+    pub(crate) fn connect_at(socket: &Path) -> Self {
+        let device = Device::connect(socket).unwrap();
         let reader = device.reader().unwrap();
         Self { device, reader }
     }
