@@ -77,3 +77,38 @@ impl TableMemory for View {
 fn invalid(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shm;
+
+    /// A sealed region of one page whose header is right but for one word.
+    fn but(wrong: impl Fn(&RegionHeader) -> (&AtomicU64, u64)) -> io::Error {
+        let fd = shm::create("test", abi::PAGE_LEN).unwrap();
+        let mapping = Arc::new(Mapping::map(&fd, abi::PAGE_LEN, Rights::ReadWrite).unwrap());
+        let header: Shared<RegionHeader> = Shared::new(mapping).unwrap();
+        let put = |word: &AtomicU64, value| word.store(value, Ordering::Relaxed);
+        put(&header.magic, abi::MAGIC);
+        put(&header.version, abi::VERSION.into());
+        put(&header.arch, Arch::Vtd.raw());
+        put(&header.size, abi::PAGE_BYTES);
+        shm::seal(&fd, true).unwrap();
+        View::new(&fd, abi::PAGE_BYTES).unwrap();
+        let (word, value) = wrong(&header);
+        put(word, value);
+        View::new(&fd, abi::PAGE_BYTES).unwrap_err()
+    }
+
+    #[test]
+    fn a_region_that_this_version_did_not_write_is_refused_and_said_why() {
+        let version = but(|header| (&header.version, 3));
+        assert_eq!(version.to_string(), "region of version 3, 0x1000 bytes");
+        let size = but(|header| (&header.size, 0x2000));
+        assert_eq!(size.to_string(), "region of version 2, 0x2000 bytes");
+        let arch = but(|header| (&header.arch, 3));
+        assert_eq!(arch.to_string(), "region of unknown architecture 3");
+        let magic = but(|header| (&header.magic, 7));
+        assert_eq!(magic.to_string(), "region with magic 0x7");
+    }
+}

@@ -1,7 +1,14 @@
 //! Connections come and go.
 
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, accept, bind, connect, listen,
+    recvmsg, sendmsg, socket,
+};
 use viommu_iotlb::{
     ConnectError, Device, DeviceEvent, Hub, HubConfig, MAX_CONNECTIONS_PER_ENDPOINT, Refused,
 };
@@ -84,7 +91,7 @@ fn a_socket_is_for_its_owner_only_replaces_an_old_one_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let mut hub = Hub::new(HubConfig::default()).unwrap();
     let path = folder.path().join("socket");
-    let listen = |hub: &mut Hub, id, path: &std::path::Path| {
+    let listen = |hub: &mut Hub, id, path: &Path| {
         let root = PhysAddr::new(1 << 51);
         hub.listen(EndpointId::new(id), Structures::Vtd { root }, 0, path)
     };
@@ -125,7 +132,6 @@ fn a_thousand_devices_leave_no_descriptor_behind() {
 
 #[test]
 fn clients_that_say_nothing_keep_nobody_out() {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
     let daemon = Daemon::start(HubConfig::default());
     let address = SocketAddrUnix::new(&daemon.socket).unwrap();
     let silent: Vec<_> = (0..100)
@@ -140,19 +146,48 @@ fn clients_that_say_nothing_keep_nobody_out() {
     drop(silent);
 }
 
+/// A socket at which somebody answers the first packet of the first client with `answer`.
+fn impostor(folder: &Path, answer: &'static [u8]) -> PathBuf {
+    let path = folder.join(format!("impostor-{}", answer.len()));
+    let listener = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    listen(&listener, 1).unwrap();
+    std::thread::spawn(move || {
+        let client = accept(listener).unwrap();
+        let mut hello = [0; 64];
+        let mut slices = [IoSliceMut::new(&mut hello)];
+        recvmsg(&client, &mut slices, &mut Default::default(), RecvFlags::empty()).unwrap();
+        say(&client, answer);
+        // until the client leaves
+        let _end = recvmsg(&client, &mut slices, &mut Default::default(), RecvFlags::empty());
+    });
+    path
+}
+
+fn say(socket: &OwnedFd, bytes: &[u8]) {
+    let parts = [IoSlice::new(bytes)];
+    sendmsg(socket, &parts, &mut Default::default(), SendFlags::empty()).unwrap();
+}
+
+#[test]
+fn a_daemon_of_another_version_is_refused_with_both_versions_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let refusal = impostor(folder.path(), b"\x03\0\0\0\x63\0\0\0\x01\0\0\0\0\0\0\0");
+    let error = Device::connect(refusal).unwrap_err();
+    assert!(matches!(error, ConnectError::Version { ours: 2, daemon: 0x63 }), "{error}");
+    let text = "the daemon speaks version 99 of the shared layout, this device version 2";
+    assert_eq!(error.to_string(), text);
+    // what is no answer of this version's
+    let error = Device::connect(impostor(folder.path(), &[2; 56])).unwrap_err();
+    assert!(matches!(error, ConnectError::NoDaemon), "{error}");
+}
+
 #[test]
 fn a_device_of_another_version_is_told_ours() {
-    use std::io::{IoSlice, IoSliceMut};
-
-    use rustix::net::{
-        AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recvmsg, sendmsg,
-        socket,
-    };
     let daemon = Daemon::start(HubConfig::default());
     let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
     connect(&socket, &SocketAddrUnix::new(&daemon.socket).unwrap()).unwrap();
-    let hello = b"\x01\0\0\0\x63\0\0\0viotlb\0\x01";
-    sendmsg(&socket, &[IoSlice::new(hello)], &mut Default::default(), SendFlags::empty()).unwrap();
+    say(&socket, b"\x01\0\0\0\x63\0\0\0viotlb\0\x01");
     let mut answer = [0; 64];
     let mut slices = [IoSliceMut::new(&mut answer)];
     let bytes =
