@@ -39,31 +39,38 @@
 //!
 //! - **No stale access.** When [`Hub::drain`] returns, no access goes on through a translation that
 //!   was withdrawn before it, except by a process that was cut off by [`StuckPolicy::Disconnect`],
-//!   which is counted and logged. What a translation returns borrows from its [`Guard`]; accesses
-//!   that outlive the guard take a [`Pin`].
+//!   or that the kernel does not end: that is counted and logged, and no section of its endpoint
+//!   begins from then on. What a translation returns borrows from its [`Guard`]; accesses that
+//!   outlive the guard take a [`Pin`].
 //! - **Readers never block**, unless their endpoint is parked, and never wait for another reader.
 //! - **A drain waits only for whom it must**, and only so long: processes that end are noticed at
-//!   once through their socket, stuck ones are told, then ended, at [`HubConfig::stuck`].
+//!   once through their socket, stuck ones are told, then ended, at [`HubConfig::stuck`]. Killed
+//!   ones are waited for together, a few seconds at most.
 //! - **Tables are hardware's.** The region holds VT-d scalable-mode or SMMUv3 structures, byte for
 //!   byte. Whatever is in them, a walk is bounded and ends in a piece or an [`AccessFault`].
 //! - **A device process can harm itself only.** It cannot write tables, other slots or others'
-//!   events, nor block the daemon. All that the daemon reads from it is loaded once, checked, and
+//!   events, nor block the daemon: at worst it makes one drain wait, up to the bound, and has
+//!   others' private TLBs flushed. All that the daemon reads from it is loaded once, checked, and
 //!   believed only as far as it makes a drain wait.
+//! - **A hub that ends leaves nobody behind**: no section begins after it was dropped, also of a
+//!   device that has not looked at its socket. After a crash that takes the device's look.
 //!
 //! # What it costs
 //!
 //! - Memory: the region is sparse, a page that was used once stays; a reader's private TLB has 2
-//!   MiB of address space, of which touched pages count, and 128 KiB of tables that walks begin at.
+//!   MiB of address space, of which touched pages count, and 128 KiB of where walks can begin.
 //! - A drain flushes every reader's private TLB: one epoch for all endpoints keeps the hit path
 //!   short.
-//! - One full fence for each section, on either side. `benches/translate.rs` prints what that is.
+//! - One full fence for each section, on either side. `benches/translate` prints what that is.
 //! - A guard that is held delays every withdrawal of the guest, whose CPU spins meanwhile. Hold it
 //!   over copies, never over a system call of unbounded length.
 //!
 //! # Memory ordering
 //!
-//! `section` has the words, the two sides and the argument; `models` has loom search it, and its
-//! broken twins. Every other atomic names its partner where it is used.
+//! `section` has the words, the two sides and the argument. `models` has loom search it: unmap,
+//! replacement of a live entry, pins, readers that come and go, parking, shortcuts, attach and
+//! detach over real tables, cut-off; each with twins that are broken on purpose and must be caught.
+//! Every other atomic names its partner where it is used.
 //!
 //! | word | written by | read by |
 //! | --- | --- | --- |
@@ -78,7 +85,8 @@
 //!
 //! Who maps what (the daemon's business), and guest memory itself: the VMM gives it to the device.
 //! Tables that a guest has bound lie in it: [`Guard::translate_with`] and `IovaMemory` read them
-//! there, [`Guard::translate`] faults. The layout is `docs/iotlb-abi.md`, version [`abi::VERSION`]; a reader or daemon of another version is refused.
+//! there, [`Guard::translate`] faults. The layout is `docs/iotlb-abi.md`, version
+//! [`abi::VERSION`]; a reader or daemon of another version is refused.
 //! A connection must not be used in a process that was forked after it was made.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
 

@@ -234,6 +234,16 @@ fn a_front_end_that_leaves_takes_its_mappings_along() {
 }
 
 #[test]
+fn a_daemon_that_is_told_to_end_leaves_no_device_behind_that_translates() {
+    let mut daemon = Daemon::start();
+    let (_guest, dma) = mapped(&daemon);
+    assert_eq!(dma.page(0x1000), Ok(0x5000));
+    assert!(daemon.stop().success());
+    // it has not looked at its socket
+    assert_eq!(dma.reader.try_enter().err(), Some(Refused::Disconnected));
+}
+
+#[test]
 fn firmware_gets_the_disk_of_a_function_that_was_reset_while_stopped() {
     let daemon = Daemon::start();
     let (mut guest, dma) = mapped(&daemon);

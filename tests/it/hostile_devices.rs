@@ -5,13 +5,14 @@
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketType, connect, sendmsg, socket};
 use viommu_iotlb::FaultClass;
 use viommu_pgtable::Access;
 
 use crate::support::daemon::Daemon;
-use crate::support::device::{Dma, Holder};
+use crate::support::device::{Dma, Holder, translate};
 use crate::support::guest::{ENDPOINT, Guest};
 use crate::support::wait_until;
 use crate::support::wire::{ADDRESS, Fault, MAPPING, OK, READ};
@@ -140,4 +141,34 @@ fn a_thousand_rude_device_processes_leave_nothing_behind() {
     assert!(after <= private + 256, "{private} KiB before, {after} KiB after");
     assert_eq!(Dma::connect(&stand.daemon).page(0x1000), Ok(0x5000));
     stand.assert_honest_is_well();
+}
+
+#[test]
+fn a_process_that_rings_without_end_keeps_no_request_waiting() {
+    let Stand { daemon, mut guest, honest } = Stand::with(&["--log-level", "info"]);
+    let hostile = Dma::connect(&daemon);
+    let is_over = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(move || {
+            let mut reports = 0_u64;
+            // Relaxed: it only has to end some time
+            while !is_over.load(Ordering::Relaxed) {
+                let guard = hostile.reader.enter().unwrap();
+                let fault = translate(&guard, 0x10_0000, 1, Access::READ).unwrap_err();
+                // a full ring is what it wants
+                let _full = guard.report(&fault);
+                reports += 1;
+            }
+            reports
+        });
+        for page in 0..200 {
+            let (first, last) = (0x100_0000 + page * 0x1000, 0x100_0fff + page * 0x1000);
+            assert_eq!(guest.map(2, first, last, 0x5000, READ), OK);
+            assert_eq!(honest.page(first), Ok(0x5000));
+            assert_eq!(guest.unmap(2, first, last), OK);
+            assert_eq!(honest.page(first), Err(FaultClass::Mapping));
+        }
+        is_over.store(true, Ordering::Relaxed);
+        assert!(flood.join().unwrap() > 200, "it did not flood");
+    });
 }
