@@ -44,6 +44,8 @@ struct Recipe {
     /// The target, and where the image is then.
     target: &'static str,
     image: &'static str,
+    /// Where it is before it is packed, if anything boots that: an ELF file without symbols.
+    unpacked: Option<&'static str>,
 }
 
 impl Recipe {
@@ -55,6 +57,7 @@ impl Recipe {
                 own: include_str!("../../../tests/host/kernel/amd64.config"),
                 target: "bzImage",
                 image: "arch/x86/boot/bzImage",
+                unpacked: Some("arch/x86/boot/compressed/vmlinux.bin"),
             },
             Architecture::Arm64 => Self {
                 arch: "arm64",
@@ -62,6 +65,7 @@ impl Recipe {
                 own: include_str!("../../../tests/host/kernel/arm64.config"),
                 target: "Image",
                 image: "arch/arm64/boot/Image",
+                unpacked: None,
             },
         }
     }
@@ -107,8 +111,8 @@ fn version(source: &Path, name: &str, configuration: &str) -> String {
     format!("{name}_{version}_{:08x}", super::bundle::fnv1a(configuration.bytes()))
 }
 
-/// Builds below `scratch` and leaves there what a guest needs: the image, the list of what is built in,
-/// the configuration.
+/// Builds below `scratch` and leaves there what a guest needs: the image, packed and for some unpacked, the
+/// list of what is built in, the configuration.
 fn build(
     recipe: &Recipe,
     configuration: &str,
@@ -131,6 +135,9 @@ fn build(
     let mut compile = make(recipe, &tree, &out);
     command::output(compile.arg(format!("-j{jobs}")).arg(recipe.target))?;
     keep(&out.join(recipe.image), &scratch.join(IMAGE))?;
+    if let Some(unpacked) = recipe.unpacked {
+        keep(&out.join(unpacked), &scratch.join(UNPACKED))?;
+    }
     keep(&out.join(BUILT_IN), &scratch.join(BUILT_IN))?;
     keep(&out.join(".config"), &scratch.join("config"))?;
     for dir in [&tree, &out] {
@@ -139,8 +146,9 @@ fn build(
     Ok(())
 }
 
-/// The names in the cache of the image and of the list of what is built into it.
+/// The names in the cache of the image, of the same unpacked, and of the list of what is built into it.
 pub(super) const IMAGE: &str = "vmlinuz";
+pub(super) const UNPACKED: &str = "vmlinux";
 const BUILT_IN: &str = "modules.builtin";
 
 /// tinyconfig with ours merged into it; every line of ours must have come through.
