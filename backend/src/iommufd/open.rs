@@ -13,7 +13,7 @@ use viommu_pgtable::{Access, Iova, IovaRange};
 use super::sys::{Cdev, FilePart, Iommufd, Usable};
 use super::{Device, Identity, IommufdKernel, Space, registers};
 use crate::Capabilities;
-use crate::vfio::sysfs::{Sysfs, gaps};
+use crate::vfio::sysfs::{Groups, Sysfs, gaps};
 use crate::vfio::{
     BarWindow, Counters, Leaving, OnStart, Opened, PciAddress, Pin, Place, Reserved, Start,
     VFIO_PCI, Vfio, VfioError,
@@ -70,7 +70,9 @@ pub fn open(devices: Devices, pin: Pin, on_start: OnStart) -> Result<Opened, Vfi
 pub fn descriptors(devices: &[PciAddress]) -> Result<(OwnedFd, Vec<OwnedFd>), VfioError> {
     let first = devices.first().map_or_else(String::new, PciAddress::to_string);
     let iommufd = open_iommufd(first)?;
-    let cdevs = devices.iter().map(|address| open_cdev(*address).map(|(cdev, _)| cdev));
+    let mut groups = Groups::default();
+    let cdevs =
+        devices.iter().map(|address| open_cdev(*address, &mut groups).map(|(cdev, _)| cdev));
     Ok((iommufd, cdevs.collect::<Result<_, _>>()?))
 }
 
@@ -83,10 +85,10 @@ fn ours(
     let iommufd = Iommufd(open_iommufd(first)?);
     probe(&iommufd)?;
     let (mut opened, mut reserved) = (BTreeMap::new(), BTreeMap::new());
-    let mut common = Common::default();
+    let (mut common, mut groups) = (Common::default(), Groups::default());
     let mut leaving = Leaving::new().map_err(setup("epoll"))?;
     for (endpoint, address) in devices {
-        let (device, usable, known) = bind(&iommufd, address)?;
+        let (device, usable, known) = bind(&iommufd, address, &mut groups)?;
         let wish = leaving.watch(endpoint).map_err(setup("eventfd"))?;
         device.cdev.announce_release(wish).map_err(setup("VFIO_DEVICE_SET_IRQS"))?;
         common.narrow(&usable);
@@ -122,9 +124,11 @@ fn given(
     on_start: OnStart,
 ) -> Result<Opened, VfioError> {
     let (mut opened, mut reserved) = (BTreeMap::new(), BTreeMap::new());
+    let mut groups = Groups::default();
     for (endpoint, cdev) in devices {
         let no_device = |source| VfioError::NoDevice { device: format!("{endpoint}'s"), source };
         let sysfs = Sysfs::of(cdev.as_fd()).map_err(no_device)?;
+        groups.take(&sysfs)?;
         reserved.insert(endpoint, sysfs.reserved().map_err(no_device)?);
         let cdev = Cdev(cdev);
         opened.insert(endpoint, Device { cdev, id: None, place: Place::Nowhere });
@@ -153,8 +157,9 @@ fn kernel(
 fn bind(
     iommufd: &Iommufd,
     address: PciAddress,
+    groups: &mut Groups,
 ) -> Result<(Device, Usable, Vec<Reserved>), VfioError> {
-    let (cdev, sysfs) = open_cdev(address)?;
+    let (cdev, sysfs) = open_cdev(address, groups)?;
     let cdev = Cdev(cdev);
     let refused =
         |call| move |source| VfioError::Refused { device: address.to_string(), call, source };
@@ -170,7 +175,7 @@ fn bind(
 }
 
 /// A device's own descriptor, and its folder in sysfs.
-fn open_cdev(address: PciAddress) -> Result<(OwnedFd, Sysfs), VfioError> {
+fn open_cdev(address: PciAddress, groups: &mut Groups) -> Result<(OwnedFd, Sysfs), VfioError> {
     let name = || address.to_string();
     let sysfs =
         Sysfs::at(address).map_err(|source| VfioError::NoDevice { device: name(), source })?;
@@ -178,6 +183,7 @@ fn open_cdev(address: PciAddress) -> Result<(OwnedFd, Sysfs), VfioError> {
     if driver.as_deref() != Some(VFIO_PCI) {
         return Err(VfioError::NotVfio { device: name(), driver });
     }
+    groups.take(&sysfs)?;
     let path = sysfs.cdev().ok_or_else(|| VfioError::NoIommufd {
         device: name(),
         missing: "the device has no descriptor of its own",

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +12,7 @@ use super::info::Info;
 use super::sys::Window;
 use super::{Container, Type1Kernel, Windows, sys};
 use crate::vfio::sys::announce_release;
-use crate::vfio::sysfs::{Sysfs, gaps};
+use crate::vfio::sysfs::{Groups, Sysfs, gaps};
 use crate::vfio::{
     BarWindow, Counters, Leaving, OnStart, Opened, PciAddress, Place, Ram, Region, Reserved, Start,
     VFIO_PCI, Vfio, VfioError,
@@ -33,7 +32,7 @@ pub fn open(
     devices: Vec<(EndpointId, PciAddress)>,
     windows: &[BarWindow],
 ) -> Result<Opened, VfioError> {
-    let mut groups: BTreeMap<String, PciAddress> = BTreeMap::new();
+    let mut groups = Groups::default();
     let mut leaving = Leaving::new()
         .map_err(|source| VfioError::Open { path: PathBuf::from("epoll"), source })?;
     let (mut containers, mut reserved) = (BTreeMap::new(), BTreeMap::new());
@@ -86,7 +85,7 @@ fn registers(
 
 fn open_one(
     address: PciAddress,
-    groups: &mut BTreeMap<String, PciAddress>,
+    groups: &mut Groups,
 ) -> Result<(Container, Info, Vec<Reserved>), VfioError> {
     let device = || address.to_string();
     let no_device = |source| VfioError::NoDevice { device: device(), source };
@@ -95,10 +94,7 @@ fn open_one(
     if driver.as_deref() != Some(VFIO_PCI) {
         return Err(VfioError::NotVfio { device: device(), driver });
     }
-    let group = sysfs.group().ok_or_else(|| no_device(io::ErrorKind::NotFound.into()))?;
-    if let Some(other) = groups.insert(group.clone(), address) {
-        return Err(VfioError::OneGroup { device: device(), other: other.to_string(), group });
-    }
+    let group = groups.take(&sysfs)?;
     let container = open_both_ways(PathBuf::from(CONTAINER))?;
     let group = open_both_ways(Path::new(GROUPS).join(group))?;
     let refused =

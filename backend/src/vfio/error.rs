@@ -79,10 +79,10 @@ pub enum VfioError {
         /// Its address.
         device: String,
     },
-    /// Two endpoints whose DMA the host cannot tell apart, with an interface that has one address space for
-    /// both.
+    /// Two endpoints whose DMA the host cannot tell apart.
     #[error(
-        "{device} and {other} are both in IOMMU group {group}: with type1 they would share one address space"
+        "{device} and {other} are both in IOMMU group {group}: the host's IOMMU has one address space for \
+         the two; take one of them"
     )]
     OneGroup {
         /// Its address.

@@ -1,5 +1,6 @@
 //! What sysfs tells of a PCI device of the host.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -8,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use viommu_pasid::EndpointId;
 use viommu_pgtable::{Iova, IovaRange};
+
+use super::VfioError;
 
 /// A PCI function of the host: `SSSS:BB:DD.F`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,9 +86,9 @@ impl Sysfs {
         Some(Path::new("/dev/vfio/devices").join(entry.file_name()))
     }
 
-    /// The number of its IOMMU group.
-    pub(crate) fn group(&self) -> Option<String> {
-        name_of_link(&self.0.join("iommu_group"))
+    /// Its address, as sysfs has it.
+    fn name(&self) -> String {
+        self.0.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// What its group must leave alone.
@@ -95,6 +98,29 @@ impl Sysfs {
     pub(crate) fn reserved(&self) -> io::Result<Vec<Reserved>> {
         let text = fs::read_to_string(self.0.join("iommu_group/reserved_regions"))?;
         Ok(text.lines().filter_map(region).collect())
+    }
+}
+
+/// The IOMMU groups that devices have been taken of. The kernel attaches a group as a whole, so of two
+/// endpoints in one, each would have what the guest gave the other.
+#[derive(Debug, Default)]
+pub(crate) struct Groups(BTreeMap<String, String>);
+
+impl Groups {
+    /// The number of a device's group, of which nothing else is taken.
+    ///
+    /// # Errors
+    /// [`VfioError::OneGroup`]; [`VfioError::NoDevice`] for a device without a group, behind no IOMMU.
+    pub(crate) fn take(&mut self, device: &Sysfs) -> Result<String, VfioError> {
+        let name = device.name();
+        let Some(group) = name_of_link(&device.0.join("iommu_group")) else {
+            let source = io::Error::new(io::ErrorKind::NotFound, "it is in no IOMMU group");
+            return Err(VfioError::NoDevice { device: name, source });
+        };
+        match self.0.insert(group.clone(), name.clone()) {
+            Some(other) => Err(VfioError::OneGroup { device: name, other, group }),
+            None => Ok(group),
+        }
     }
 }
 
@@ -161,6 +187,31 @@ mod tests {
 
     fn reserved(first: u64, last: u64, kind: ReservedKind) -> Reserved {
         Reserved { range: range(first, last), kind }
+    }
+
+    #[test]
+    fn of_two_devices_in_a_group_the_second_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = |name: &str, group: &str| {
+            let device = folder.path().join(name);
+            fs::create_dir(&device).unwrap();
+            let target = Path::new("../../kernel/iommu_groups").join(group);
+            std::os::unix::fs::symlink(target, device.join("iommu_group")).unwrap();
+            Sysfs(device)
+        };
+        let mut groups = Groups::default();
+        assert_eq!(groups.take(&device("0000:65:00.0", "7")).unwrap(), "7");
+        assert_eq!(groups.take(&device("0000:66:00.0", "8")).unwrap(), "8");
+        let refused = groups.take(&device("0000:65:00.1", "7")).unwrap_err().to_string();
+        let told = "0000:65:00.1 and 0000:65:00.0 are both in IOMMU group 7";
+        assert!(refused.starts_with(told), "{refused}");
+    }
+
+    #[test]
+    fn a_device_behind_no_iommu_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = Groups::default().take(&Sysfs(folder.path().to_owned())).unwrap_err();
+        assert!(matches!(refused, VfioError::NoDevice { .. }), "{refused}");
     }
 
     #[test]
