@@ -186,7 +186,7 @@ fn take_over(monitor: UnixStream, control: UnixStream) -> Result<Qmp, LaunchErro
     let mut qmp = Qmp::new(monitor, READY_WITHIN)?;
     // The first command is answered when the machine is made: every device is bound and attached then.
     qmp.execute("qmp_capabilities")?;
-    qmp.execute("query-status")?;
+    qmp.expect_prelaunch()?;
     let answer =
         share::ask(control, "attach", READY_WITHIN).map_err(system("the daemon's socket"))?;
     match answer.as_str() {

@@ -19,6 +19,9 @@ pub enum QmpError {
     /// It has ended; its own message says why.
     #[error("it has ended before it was ready")]
     Ended,
+    /// The guest may have run, with all of its memory in its devices' reach.
+    #[error("the guest is in state `{0}` instead of `prelaunch`: launch has to start it")]
+    State(String),
     /// It refused a command.
     #[error("{command}: {why}")]
     Refused {
@@ -43,8 +46,18 @@ impl Qmp {
         Ok(Self { from: BufReader::new(socket.try_clone()?), to: socket })
     }
 
-    /// Executes a command without arguments. Events and the greeting are passed over.
-    pub(super) fn execute(&mut self, command: &'static str) -> Result<(), QmpError> {
+    /// Fails unless the guest has not run yet (QEMU, "RunState"): whoever else has a monitor, or a state
+    /// that comes in from elsewhere, may have let it.
+    pub(super) fn expect_prelaunch(&mut self) -> Result<(), QmpError> {
+        let status = self.execute("query-status")?;
+        match status.get("status").and_then(Value::as_str) {
+            Some("prelaunch") => Ok(()),
+            other => Err(QmpError::State(other.unwrap_or_default().to_owned())),
+        }
+    }
+
+    /// Executes a command without arguments; its result. Events and the greeting are passed over.
+    pub(super) fn execute(&mut self, command: &'static str) -> Result<Value, QmpError> {
         self.to.write_all(format!("{}\n", json!({ "execute": command })).as_bytes())?;
         loop {
             let mut line = String::new();
@@ -52,9 +65,9 @@ impl Qmp {
                 return Err(QmpError::Ended);
             }
             // What is no answer does not concern us, whatever it is.
-            let Ok(answer) = serde_json::from_str::<Value>(&line) else { continue };
-            if answer.get("return").is_some() {
-                return Ok(());
+            let Ok(mut answer) = serde_json::from_str::<Value>(&line) else { continue };
+            if let Some(result) = answer.get_mut("return") {
+                return Ok(result.take());
             }
             if let Some(error) = answer.get("error") {
                 return Err(QmpError::Refused { command, why: error.to_string() });
@@ -67,7 +80,7 @@ impl Qmp {
 mod tests {
     use super::*;
 
-    fn answered(lines: &str) -> Result<(), QmpError> {
+    fn answered(lines: &str) -> Result<Value, QmpError> {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(lines.as_bytes()).unwrap();
         let mut qmp = Qmp::new(ours, Duration::from_secs(10)).unwrap();
@@ -77,14 +90,28 @@ mod tests {
 
     #[test]
     fn the_answer_is_found_behind_greeting_and_events() {
-        let lines = "{\"QMP\": {}}\n{\"event\": \"RESUME\"}\n{\"return\": {}}\n";
-        assert!(answered(lines).is_ok());
+        let lines = "{\"QMP\": {}}\n{\"event\": \"RESUME\"}\n{\"return\": {\"a\": 1}}\n";
+        assert_eq!(answered(lines).unwrap(), json!({ "a": 1 }));
     }
 
     #[test]
     fn a_refusal_says_what_the_monitor_said() {
         let refused = answered("{\"error\": {\"desc\": \"no\"}}\n").unwrap_err();
         assert_eq!(refused.to_string(), "cont: {\"desc\":\"no\"}");
+    }
+
+    #[test]
+    fn a_guest_that_may_have_run_is_told_of() {
+        let state = |name: &str| {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let line = json!({ "return": { "running": false, "status": name } });
+            theirs.write_all(format!("{line}\n").as_bytes()).unwrap();
+            Qmp::new(ours, Duration::from_secs(10)).unwrap().expect_prelaunch()
+        };
+        assert!(state("prelaunch").is_ok());
+        for other in ["running", "paused", "inmigrate"] {
+            assert!(matches!(state(other), Err(QmpError::State(told)) if told == other), "{other}");
+        }
     }
 
     #[test]
