@@ -9,6 +9,8 @@
 //!
 //! QEMU's end is the end, and its exit status ours. SIGTERM and SIGINT are passed on to QEMU. If the daemon
 //! dies the devices keep their last mappings, and a guest could change nothing about them: QEMU is ended.
+//! QEMU leaves the daemon before it ends, and the daemon then ends with success; so it is a daemon's failure,
+//! or a QEMU that goes on without its IOMMU, which is told as one.
 
 mod qmp;
 mod share;
@@ -20,7 +22,8 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use viommu_backend::iommufd;
 use viommu_backend::vfio::{PciAddress, VfioError};
@@ -36,6 +39,10 @@ use share::{Shared, exit_of, file_of};
 /// meanwhile, which takes seconds for hundreds of gigabytes.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 
+/// How long QEMU may take to end once it has closed its connection to the daemon: its memory is given back
+/// then, which takes seconds for hundreds of gigabytes.
+const LEAVES_WITHIN: Duration = Duration::from_secs(30);
+
 /// A device of the host, and where the guest has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Assigned {
@@ -50,11 +57,15 @@ pub struct Assigned {
 pub struct Launch {
     /// The devices, one at least, in the order in which QEMU gets them.
     pub devices: Vec<Assigned>,
+    /// Further functions behind the IOMMU: `options` say what they are, `qemu` has them.
+    pub others: Vec<FunctionRange>,
     /// The IOMMU's own function, on bus 0.
     pub iommu: EndpointId,
     /// Whether the guest is told by an ACPI table; a machine with a device tree has none.
     pub viot: bool,
-    /// Further options of the daemon.
+    /// What is logged, here as by the daemon.
+    pub log_level: log::LevelFilter,
+    /// The daemon's options.
     pub options: Vec<OsString>,
     /// QEMU's program and arguments. The machine's memory has to be shared (`share=on`).
     pub qemu: Vec<OsString>,
@@ -133,6 +144,15 @@ impl Process {
     /// How it has ended, if it has.
     fn ended_early(&mut self) -> Result<Option<ExitStatus>, LaunchError> {
         self.child.try_wait().map_err(system("waiting for a process"))
+    }
+
+    /// Waits for its end, but no longer than `limit`; whether it has ended.
+    fn ends_within(&self, limit: Duration) -> Result<bool, LaunchError> {
+        let limit = Timespec::try_from(limit).map_err(|_| io::ErrorKind::InvalidInput.into());
+        let limit = limit.map_err(system("a limit of time"))?;
+        let mut watched = [PollFd::new(&self.ended, PollFlags::IN)];
+        let ready = retry_on_intr(|| poll(&mut watched, Some(&limit)));
+        ready.map(|ready| ready > 0).map_err(|errno| system("poll")(errno.into()))
     }
 
     fn wait(&mut self) -> Result<ExitStatus, LaunchError> {
@@ -220,15 +240,26 @@ fn wait(
             return Ok(status);
         }
         if daemon_ended {
-            qemu.signal(Signal::TERM);
-            qemu.wait()?;
-            return Err(LaunchError::DaemonEnded(daemon.wait()?));
+            return without_daemon(daemon.wait()?, qemu);
         }
         if asked {
             stop.forget();
             qemu.signal(Signal::TERM);
         }
     }
+}
+
+/// What becomes of QEMU when the daemon has ended. A daemon whose front-end leaves ends by itself, and QEMU
+/// leaves it before it ends: then that end is awaited. Else, and where QEMU goes on without its IOMMU, it is
+/// ended, for the devices keep their last mappings.
+fn without_daemon(ended: ExitStatus, qemu: &mut Process) -> Result<ExitStatus, LaunchError> {
+    let within = if ended.success() { LEAVES_WITHIN } else { Duration::ZERO };
+    if qemu.ends_within(within)? {
+        return qemu.wait();
+    }
+    qemu.signal(Signal::TERM);
+    qemu.wait()?;
+    Err(LaunchError::DaemonEnded(ended))
 }
 
 fn daemon_command(
@@ -285,8 +316,8 @@ fn table(launch: &Launch) -> Result<Option<OwnedFd>, LaunchError> {
     if !launch.viot {
         return Ok(None);
     }
-    let ranges = launch.devices.iter().map(|device| FunctionRange::new(device.guest, device.guest));
-    let ranges: Vec<_> = ranges.flatten().collect();
+    let own = launch.devices.iter().map(|device| FunctionRange::new(device.guest, device.guest));
+    let ranges: Vec<_> = own.flatten().chain(launch.others.iter().copied()).collect();
     let table = viot::table(launch.iommu, &ranges)?;
     file_of(&table).map(Some).map_err(system("a file for the ACPI table"))
 }
@@ -302,8 +333,10 @@ mod tests {
         };
         Launch {
             devices: vec![device(0x6500, 0x20), device(0x6600, 0x2b)],
+            others: Vec::new(),
             iommu: EndpointId::new(8),
             viot: true,
+            log_level: log::LevelFilter::Info,
             options: vec!["--boot-bypass=off".into()],
             qemu: vec!["qemu".into(), "-M".into(), "q35".into()],
         }
@@ -334,6 +367,31 @@ mod tests {
         let wanted = format!("0000:00:05.3,vfio=fd:{device},iommufd=fd:{iommufd}");
         assert!(daemon.contains(&wanted), "{wanted} in {daemon:?}");
         assert_eq!(daemon.last().map(String::as_str), Some("--boot-bypass=off"));
+    }
+
+    fn shell(script: &str) -> Process {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Process::start(command, &[]).unwrap()
+    }
+
+    fn status(code: i32) -> ExitStatus {
+        std::os::unix::process::ExitStatusExt::from_raw(code << 8)
+    }
+
+    #[test]
+    fn a_qemu_that_leaves_the_daemon_and_ends_has_its_own_status() {
+        let mut qemu = shell("exit 3");
+        assert_eq!(without_daemon(status(0), &mut qemu).unwrap(), status(3));
+    }
+
+    #[test]
+    fn a_daemon_that_fails_takes_qemu_along() {
+        // it would end by itself only long after the test
+        let mut qemu = shell("exec sleep 1000");
+        let told = without_daemon(status(1), &mut qemu).unwrap_err();
+        assert!(matches!(told, LaunchError::DaemonEnded(ended) if ended == status(1)), "{told}");
+        assert!(qemu.ended_early().unwrap().is_some());
     }
 
     #[test]

@@ -56,7 +56,7 @@ fn main() -> ExitCode {
 
 /// A daemon and a QEMU, to QEMU's end; its status.
 fn start(launch: &Launch) -> Result<ExitCode, Failure> {
-    env_logger::Builder::new().filter_level(log::LevelFilter::Info).init();
+    env_logger::Builder::new().filter_level(launch.log_level).init();
     Ok(launch::run(launch).map(ExitCode::from)?)
 }
 

@@ -1,10 +1,12 @@
 //! Command lines, one claim a test.
 
-use viommu_pgtable::Iova;
+use std::time::Duration;
+
+use viommu_pgtable::{Iova, IovaRange};
 
 use super::*;
-use crate::config::{Arch, EndpointConfig, Socket};
-use crate::iommu::EndpointSpec;
+use crate::config::{Arch, EndpointConfig, Sandbox, Socket, StuckDevice, VfioOptions};
+use crate::iommu::{EndpointSpec, Settings};
 
 fn invocation(line: &str) -> Result<Invocation, clap::Error> {
     parse(std::iter::once("vhost-user-iommu").chain(line.split_whitespace()))
@@ -196,14 +198,68 @@ fn a_launch_places_devices_one_after_another_unless_told_where() {
     };
     let expected = Launch {
         devices: vec![device(0x6500, 0x20), device(0x1_6601, 0x3a)],
+        others: Vec::new(),
         iommu: EndpointId::new(8),
         viot: false,
-        options: vec!["--boot-bypass=off".into()],
+        log_level: log::LevelFilter::Info,
+        options: Vec::new(),
         qemu: ["qemu", "-M", "q35"].map(OsString::from).to_vec(),
     };
-    let line = "launch --vfio 65:00.0 --vfio 0001:66:00.1,at=07.2 --viot off \
-                --daemon=--boot-bypass=off -- qemu -M q35";
+    let line = "launch --vfio 65:00.0 --vfio 0001:66:00.1,at=07.2 --viot off -- qemu -M q35";
     assert_eq!(launch(line).unwrap(), expected);
+}
+
+#[test]
+fn a_launch_passes_the_daemons_options_on_as_they_were_written() {
+    let line = "launch --vfio 65:00.0 --pin dynamic --on-start=block --boot-bypass off \
+                --endpoint 00:10.0-00:11.7,socket=/d --endpoint 00:12.0 --stuck-ms 20 \
+                --log-level debug -- qemu --pin static";
+    let range =
+        |first, last| FunctionRange::new(EndpointId::new(first), EndpointId::new(last)).unwrap();
+    let launch = launch(line).unwrap();
+    assert_eq!(launch.others, [range(0x80, 0x8f), range(0x90, 0x90)]);
+    assert_eq!(launch.log_level, log::LevelFilter::Debug);
+    let mut options = launch.options;
+    options.sort();
+    let expected = [
+        "--boot-bypass=off",
+        "--endpoint=00:10.0-00:11.7,socket=/d",
+        "--endpoint=00:12.0",
+        "--log-level=debug",
+        "--on-start=block",
+        "--pin=dynamic",
+        "--stuck-ms=20",
+    ];
+    assert_eq!(options, expected);
+}
+
+#[test]
+fn a_launch_refuses_what_the_daemon_would_refuse_and_what_only_a_daemon_takes() {
+    let cases = [
+        ("--input-bits 40", "39, 48 or 57"),
+        ("--table-memory 5000", "a multiple of 4096"),
+        ("--endpoint 00:04.0,socket=/d", "named twice"),
+        ("--endpoint 00:01.0,socket=/d", "the IOMMU, is there already"),
+        ("--endpoint 00:10.0,vfio=0000:66:00.0", "--vfio DEVICE"),
+        ("--on-start keep", "write boot or block"),
+        ("--socket-path /s", "unexpected argument"),
+        ("--host-iommu type1", "unexpected argument"),
+        ("--vfio-control 3", "unexpected argument"),
+    ];
+    for (options, advice) in cases {
+        let line = format!("launch --vfio 65:00.0 {options} -- qemu");
+        let message = refused(&line);
+        assert!(message.contains(advice), "{line}: {message}");
+    }
+}
+
+#[test]
+fn the_help_of_launch_tells_the_daemons_options() {
+    let help = invocation("launch --help").unwrap_err().to_string();
+    for option in ["--vfio", "--iommu", "--viot", "--pin", "--on-start", "--boot-bypass", "QEMU"] {
+        assert!(help.contains(option), "{option}");
+    }
+    assert!(!help.contains("--socket-path"), "{help}");
 }
 
 #[test]

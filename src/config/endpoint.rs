@@ -192,6 +192,11 @@ impl EndpointOption {
         Ok(option)
     }
 
+    /// Whether it is a device of the host.
+    pub(crate) fn is_vfio(&self) -> bool {
+        self.vfio.is_some()
+    }
+
     /// The endpoints that the option names. In a range, each has the socket `SSSS:BB:DD.F` in the
     /// option's folder.
     pub(super) fn endpoints(
