@@ -231,6 +231,7 @@ impl AsFd for Region {
 }
 
 impl TableMemory for Region {
+    #[inline]
     fn load(&self, at: PhysAddr) -> Option<u64> {
         // Acquire is not needed: this thread wrote the tables
         let offset = at.raw().checked_sub(self.table_base)?;

@@ -4,7 +4,7 @@ use viommu_pgtable::Iova;
 
 use super::chunk::Chunk;
 
-/// Chunks that one node leads to at most: its addresses are 1 KiB then, and a million mappings have some
+/// Chunks that one node leads to at most: it takes 2 KiB then, and a million mappings have some
 /// four hundred nodes.
 const NODE: usize = 128;
 
@@ -18,13 +18,16 @@ pub(super) struct Place {
     chunk: usize,
 }
 
-/// Some chunks that follow each other, at least one.
+/// A chunk, and the lowest start that it may hold. One cache line holds both: whoever has searched is at
+/// the chunk's door, and waits for memory once less.
 #[derive(Debug)]
-struct Node<const N: usize> {
-    /// The lowest start that each chunk may hold, in order.
-    lowest: Vec<Iova>,
-    chunks: Vec<Box<Chunk<N>>>,
+struct Entry<const N: usize> {
+    lowest: Iova,
+    chunk: Box<Chunk<N>>,
 }
+
+/// Some chunks that follow each other, at least one.
+type Node<const N: usize> = Vec<Entry<N>>;
 
 /// The chunks of a store in order, found by the lowest address that each may hold.
 ///
@@ -48,26 +51,26 @@ impl<const N: usize> Index<N> {
     /// The chunk that may hold a mapping with this start; `None` if there are no chunks.
     #[inline]
     pub(super) fn find(&self, start: Iova) -> Option<Place> {
-        let node = last_up_to(&self.lowest, start);
-        let chunk = last_up_to(&self.nodes.get(node)?.lowest, start);
+        let node = last_up_to(&self.lowest, |lowest| *lowest, start);
+        let chunk = last_up_to(self.nodes.get(node)?, |entry| entry.lowest, start);
         Some(Place { node, chunk })
     }
 
     /// The chunk at a place.
     #[inline]
     pub(super) fn get(&self, at: Place) -> Option<&Chunk<N>> {
-        self.nodes.get(at.node)?.chunks.get(at.chunk).map(AsRef::as_ref)
+        self.nodes.get(at.node)?.get(at.chunk).map(|entry| &*entry.chunk)
     }
 
     /// The same, to change it.
     #[inline]
     pub(super) fn get_mut(&mut self, at: Place) -> Option<&mut Chunk<N>> {
-        self.nodes.get_mut(at.node)?.chunks.get_mut(at.chunk).map(AsMut::as_mut)
+        self.nodes.get_mut(at.node)?.get_mut(at.chunk).map(|entry| &mut *entry.chunk)
     }
 
     /// The lowest start that the chunk at a place may hold.
     pub(super) fn lowest(&self, at: Place) -> Option<Iova> {
-        self.nodes.get(at.node)?.lowest.get(at.chunk).copied()
+        self.nodes.get(at.node)?.get(at.chunk).map(|entry| entry.lowest)
     }
 
     /// The next chunk.
@@ -83,15 +86,15 @@ impl<const N: usize> Index<N> {
             return Some(Place { chunk, ..at });
         }
         let node = at.node.checked_sub(1)?;
-        Some(Place { node, chunk: self.nodes.get(node)?.chunks.len().checked_sub(1)? })
+        Some(Place { node, chunk: self.nodes.get(node)?.len().checked_sub(1)? })
     }
 
     /// The first chunk, made if there is none.
     pub(super) fn first_or_new(&mut self) -> Place {
         if self.nodes.is_empty() {
-            let lowest = vec![Iova::new(0)];
-            self.lowest.clone_from(&lowest);
-            self.nodes.push(Node { lowest, chunks: vec![Box::default()] });
+            let lowest = Iova::new(0);
+            self.lowest.push(lowest);
+            self.nodes.push(vec![Entry { lowest, chunk: Box::default() }]);
         }
         Place { node: 0, chunk: 0 }
     }
@@ -99,13 +102,12 @@ impl<const N: usize> Index<N> {
     /// Adds a chunk, whose lowest start is `lowest`, above the one at `at`.
     pub(super) fn insert_above(&mut self, at: Place, lowest: Iova, chunk: Box<Chunk<N>>) {
         let Some(node) = self.nodes.get_mut(at.node) else { return };
-        node.lowest.insert(at.chunk + 1, lowest);
-        node.chunks.insert(at.chunk + 1, chunk);
-        let len = node.chunks.len();
+        node.insert(at.chunk + 1, Entry { lowest, chunk });
+        let len = node.len();
         if len > NODE {
             // chunks that come in order leave full nodes behind, others halve them
             let upper = node.split_off(if at.chunk + 2 == len { NODE } else { len / 2 });
-            self.lowest.insert(at.node + 1, upper.lowest.first().copied().unwrap_or(lowest));
+            self.lowest.insert(at.node + 1, upper.first().map_or(lowest, |first| first.lowest));
             self.nodes.insert(at.node + 1, upper);
         }
     }
@@ -114,14 +116,13 @@ impl<const N: usize> Index<N> {
     /// first, to the one above.
     pub(super) fn remove(&mut self, at: Place) {
         let Some(node) = self.nodes.get_mut(at.node) else { return };
-        if at.chunk >= node.chunks.len() {
+        if at.chunk >= node.len() {
             return;
         }
-        node.lowest.remove(at.chunk);
-        node.chunks.remove(at.chunk);
-        let left = node.chunks.len();
-        match (node.lowest.first(), self.lowest.get_mut(at.node)) {
-            (Some(first), Some(lowest)) => *lowest = *first,
+        node.remove(at.chunk);
+        let left = node.len();
+        match (node.first(), self.lowest.get_mut(at.node)) {
+            (Some(first), Some(lowest)) => *lowest = first.lowest,
             _ => self.drop_node(at.node),
         }
         if (1..FEW).contains(&left) {
@@ -131,20 +132,19 @@ impl<const N: usize> Index<N> {
 
     /// All chunks, in order.
     pub(super) fn chunks(&self) -> impl Iterator<Item = &Chunk<N>> {
-        self.nodes.iter().flat_map(|node| node.chunks.iter().map(AsRef::as_ref))
+        self.nodes.iter().flatten().map(|entry| &*entry.chunk)
     }
 
     /// Puts a node with few chunks together with the one above or below, if both fit into one.
     fn join(&mut self, node: usize) {
-        let len = |node: usize| self.nodes.get(node).map_or(NODE, |node| node.chunks.len());
+        let len = |node: usize| self.nodes.get(node).map_or(NODE, Vec::len);
         let pairs = [Some(node), node.checked_sub(1)];
         let fitting = pairs.into_iter().flatten().find(|low| len(*low) + len(low + 1) <= NODE);
         let Some(lower) = fitting else { return };
         let upper = self.nodes.remove(lower + 1);
         self.lowest.remove(lower + 1);
         if let Some(node) = self.nodes.get_mut(lower) {
-            node.lowest.extend(upper.lowest);
-            node.chunks.extend(upper.chunks);
+            node.extend(upper);
         }
     }
 
@@ -154,15 +154,8 @@ impl<const N: usize> Index<N> {
     }
 }
 
-impl<const N: usize> Node<N> {
-    /// Takes the chunks from `cut` on into a node of their own.
-    fn split_off(&mut self, cut: usize) -> Self {
-        Self { lowest: self.lowest.split_off(cut), chunks: self.chunks.split_off(cut) }
-    }
-}
-
 /// The place of the last that is not above `start`, or of the first.
 #[inline]
-fn last_up_to(lowest: &[Iova], start: Iova) -> usize {
-    lowest.partition_point(|known| *known <= start).saturating_sub(1)
+fn last_up_to<T>(entries: &[T], lowest: impl Fn(&T) -> Iova, start: Iova) -> usize {
+    entries.partition_point(|entry| lowest(entry) <= start).saturating_sub(1)
 }
