@@ -58,6 +58,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "a domain with a device process and a VFIO device",
         &["both", "late", "refused"],
     ),
+    special(
+        "mmio",
+        "mappings that lead to another device's registers",
+        &["static", "dynamic", "gone", "shared"],
+    ),
     Scenario {
         name: "mmio-type1",
         about: "type1: mappings that lead to another device's registers",
