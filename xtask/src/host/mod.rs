@@ -6,6 +6,7 @@
 mod board;
 mod run;
 mod scenarios;
+mod unplug;
 
 pub(crate) use run::{Report, count, list, run};
 
@@ -24,6 +25,8 @@ struct Scenario {
     kernel: Kernel,
     /// The IOMMU that the kernel finds.
     iommu: Iommu,
+    /// Whether there is one function more, which the machine takes away when the guest is ready for it.
+    unplugs: bool,
     /// What is played inside, by the name that `tests/host` has for it.
     play: &'static str,
     /// The checks that have to be there, besides that none fails. The words of the last one are shown beside

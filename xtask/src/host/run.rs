@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::board::FUNCTIONS;
 use super::scenarios::SCENARIOS;
-use super::{Kernel, LIMIT, Scenario};
+use super::{Kernel, LIMIT, Scenario, unplug};
 use crate::command;
 use crate::error::{Error, Result};
 use crate::initramfs;
@@ -21,8 +21,8 @@ use crate::ui::{Step, note, seconds, table};
 use crate::vm::machine::{Function, Machine};
 use crate::vm::process::Deadline;
 
-/// The guest's script: it hands over to the program, which says what it finds.
-const SCRIPT: (&str, &str) = ("host", "host-suite $(option play) >&3\n");
+/// The guest's script: it hands over to the program, which says what it finds and may wait for the host.
+const SCRIPT: (&str, &str) = ("host", "host-suite $(option play) <&3 >&3\n");
 
 /// Lines of each log that are shown when a scenario fails.
 const LOG_LINES: usize = 30;
@@ -125,6 +125,9 @@ impl Lab {
         let machine = machine(scenario, kit);
         let deadline = Deadline::after(LIMIT);
         let mut guest = machine.boot(&self.emulator, dir)?;
+        if scenario.unplugs {
+            unplug::when_ready(&mut guest, dir, deadline)?;
+        }
         guest.until_off(deadline)?;
         let mut remark = "";
         for check in scenario.checks {
@@ -188,6 +191,10 @@ fn machine<'a>(scenario: &Scenario, kit: &'a BootKit) -> Machine<'a> {
         scenario.play,
         scenario.iommu.append()
     );
+    let mut functions = vec![Function::Own(scenario.iommu.arguments()), Function::Own(FUNCTIONS)];
+    if scenario.unplugs {
+        functions.push(Function::Own(unplug::FUNCTIONS));
+    }
     Machine {
         kernel: &kit.kernel,
         initrd: &kit.initrd,
@@ -195,7 +202,7 @@ fn machine<'a>(scenario: &Scenario, kit: &'a BootKit) -> Machine<'a> {
         memory_mib: MEMORY_MIB,
         cpus: 1,
         topology: None,
-        functions: vec![Function::Own(scenario.iommu.arguments()), Function::Own(FUNCTIONS)],
+        functions,
         reboots: false,
         firmware_reads: false,
     }

@@ -9,7 +9,7 @@ const BASIC: &[&str] =
 
 const fn basic(name: &'static str, about: &'static str, iommu: Iommu) -> Scenario {
     let (kernel, play) = (Kernel::Built, replacement(iommu));
-    Scenario { name, about, kernel, iommu, play, checks: BASIC }
+    Scenario { name, about, kernel, iommu, unplugs: false, play, checks: BASIC }
 }
 
 /// What a DMA may find while iommufd replaces what is attached: it is the driver's to do that in one step.
@@ -23,7 +23,7 @@ const fn replacement(iommu: Iommu) -> &'static str {
 const fn type1(name: &'static str, iommu: Iommu) -> Scenario {
     let about = "type1 on the stock kernel";
     let (kernel, play) = (Kernel::Stock, "gap");
-    Scenario { name, about, kernel, iommu, play, checks: BASIC }
+    Scenario { name, about, kernel, iommu, unplugs: false, play, checks: BASIC }
 }
 
 /// What does not depend on the IOMMU; the last check is the one that is shown.
@@ -33,7 +33,7 @@ const fn special(
     checks: &'static [&'static str],
 ) -> Scenario {
     let (kernel, iommu) = (Kernel::Built, Iommu::IntelLegacy);
-    Scenario { name, about, kernel, iommu, play: name, checks }
+    Scenario { name, about, kernel, iommu, unplugs: false, play: name, checks }
 }
 
 /// All of them, in the order in which they run.
@@ -43,6 +43,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "no daemon: machine, kernel and device alone",
         kernel: Kernel::Stock,
         iommu: Iommu::IntelLegacy,
+        unplugs: false,
         play: "plain",
         checks: &["type1"],
     },
@@ -68,6 +69,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "type1: mappings that lead to another device's registers",
         kernel: Kernel::Stock,
         iommu: Iommu::IntelLegacy,
+        unplugs: false,
         play: "mmio-type1",
         checks: &["gone", "type1"],
     },
@@ -77,6 +79,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         &["taken", "killed", "keep", "block"],
     ),
     special("memlock", "RLIMIT_MEMLOCK reached", &["static", "dynamic"]),
-    special("unplug", "a function removed while the daemon has it", &["others", "removed"]),
+    Scenario {
+        unplugs: true,
+        ..special(
+            "unplug",
+            "a function that the machine takes away while the daemon has it",
+            &["before", "others", "refused", "gone"],
+        )
+    },
     special("pairs", "what map and unmap cost", &["pinned-static", "pinned-dynamic", "pairs"]),
 ];

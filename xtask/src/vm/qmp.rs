@@ -1,4 +1,4 @@
-//! QEMU's monitor: one command, one answer.
+//! QEMU's monitor: one command, one answer, and what QEMU tells unasked.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::process::Deadline;
 use crate::error::{Error, Result};
 
 /// How long QEMU may take for an answer; it answers at once unless it hangs.
@@ -42,7 +43,43 @@ impl Qmp {
     /// # Errors
     /// QEMU refuses it, does not answer in time or is gone.
     pub(crate) fn execute(&mut self, command: &str) -> Result<Value> {
-        let message = json!({ "execute": command });
+        self.run(command, &json!({ "execute": command }))
+    }
+
+    /// Runs a command with arguments; its result.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub(crate) fn execute_with(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+        self.run(command, &json!({ "execute": command, "arguments": arguments }))
+    }
+
+    /// Waits for an event of this name whose data is what is `wanted`, in what QEMU says from now on.
+    ///
+    /// # Errors
+    /// It does not come in time, or QEMU is gone.
+    pub(crate) fn until_event(
+        &mut self,
+        name: &str,
+        wanted: impl Fn(&Value) -> bool,
+        deadline: Deadline,
+    ) -> Result<()> {
+        loop {
+            // no timeout at all is what a timeout of zero would be
+            let left = Some(deadline.left()).filter(|left| !left.is_zero());
+            let left = left.ok_or_else(|| deadline.missed(name))?;
+            let bounded = self.commands.set_read_timeout(Some(left));
+            bounded.map_err(|error| lost(name, &error))?;
+            let said = self.line()?;
+            let is_it = said.get("event").is_some_and(|event| event == name);
+            if is_it && said.get("data").is_some_and(&wanted) {
+                let usual = self.commands.set_read_timeout(Some(ANSWER_WITHIN));
+                return usual.map_err(|error| lost(name, &error));
+            }
+        }
+    }
+
+    fn run(&mut self, command: &str, message: &Value) -> Result<Value> {
         writeln!(self.commands, "{message}").map_err(|error| lost(command, &error))?;
         loop {
             let mut answer = self.line()?;

@@ -1,33 +1,55 @@
-//! A function is taken out while the daemon has it.
+//! The machine takes a function away while the daemon has it, and the guest attaches it.
 
-use std::fs;
 use std::io;
 
-use viommu_client::Rights;
+use viommu_client::{Error, Rights, Status};
 
-use crate::bench::{Bench, HERE, ONE, OPTIONS, SECOND, SECOND_AT, TEST};
+use crate::bench::{Bench, HERE, ONE, OPTIONS, TEST, reaches};
 use crate::pci::Function;
-use crate::{check, wait_until};
+use crate::testdev::TestDevice;
+use crate::{check, expect};
+
+/// The function that goes: here, behind a port, and for the guest that is played.
+const PLUGGED_AT: &str = "0000:01:00.0";
+const PLUGGED: u32 = 0x38;
+const OPTION: &str = "00:07.0,vfio=0000:01:00.0";
+
+/// What the daemon's log has when the kernel has asked for a function, and what the host answers when the
+/// machine has none any more.
+const TAKEN: &str = "was taken away";
+const UNPLUGGED: &str = "unplugged";
 
 pub(super) fn play() -> io::Result<()> {
-    let mut bench = Bench::open(OPTIONS)?;
+    let plugged = Function::at(PLUGGED_AT);
+    plugged.bind()?;
+    let mut bench = Bench::open(&[OPTIONS, &["--endpoint", OPTION]].concat())?;
     let page = bench.ram.page()?;
-    bench.attach(ONE, TEST)?;
-    bench.attach(ONE, SECOND)?;
-    bench.map(ONE, HERE, page, Rights::ReadWrite)?;
-    let (remove, folder) =
-        (Function::at(SECOND_AT).file("remove"), Function::at(SECOND_AT).file(""));
-    // the kernel waits there until nobody has the function
-    let removal = std::thread::spawn(move || fs::write(remove, "1"));
+    check("before", both_reach_a_page(&mut bench, &plugged, page));
+    println!("ready unplug");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    expect("the host", &answer.trim(), &UNPLUGGED)?;
+    check("gone", the_function_is_gone(&bench, &plugged));
     check("others", others_go_on(&mut bench, page));
+    check("refused", what_is_gone_cannot_be_attached(&mut bench));
     let Bench { daemon, driver, .. } = bench;
     drop(driver);
-    daemon.end()?;
-    let gone = wait_until("the function is gone", || !folder.exists());
-    let removed = removal.join().unwrap_or_else(|_| Err(io::Error::other("the removal panicked")));
-    let told = "the others went on, and the function is gone";
-    check("removed", gone.and(removed).map(|()| told.to_owned()));
-    Ok(())
+    daemon.end().map(drop)
+}
+
+fn both_reach_a_page(bench: &mut Bench, plugged: &Function, page: u64) -> io::Result<String> {
+    bench.attach(ONE, TEST)?;
+    bench.attach(ONE, PLUGGED)?;
+    bench.map(ONE, HERE, page, Rights::ReadWrite)?;
+    bench.reaches(HERE, page)?;
+    reaches(&TestDevice::open(plugged)?, &bench.ram, HERE, page)?;
+    Ok("in one domain, both written by DMA".to_owned())
+}
+
+fn the_function_is_gone(bench: &Bench, plugged: &Function) -> io::Result<String> {
+    expect("sysfs has it", &plugged.file("").exists(), &false)?;
+    expect("the daemon gave it back", &bench.daemon.log().contains(TAKEN), &true)?;
+    Ok("let go by a daemon that goes on; the machine has it back".to_owned())
 }
 
 fn others_go_on(bench: &mut Bench, page: u64) -> io::Result<String> {
@@ -36,5 +58,15 @@ fn others_go_on(bench: &mut Bench, page: u64) -> io::Result<String> {
     bench.is_refused(HERE, page)?;
     bench.map(ONE, HERE, page, Rights::ReadWrite)?;
     bench.reaches(HERE, page)?;
-    Ok("mapped, unmapped and mapped while a function is being removed".to_owned())
+    Ok("reached, unmapped and mapped again".to_owned())
+}
+
+fn what_is_gone_cannot_be_attached(bench: &mut Bench) -> io::Result<String> {
+    bench.driver.detach(ONE, PLUGGED).map_err(io::Error::other)?;
+    let status = match bench.driver.attach(ONE, PLUGGED) {
+        Err(Error::Refused { status, .. }) => status,
+        other => return Err(io::Error::other(format!("ATTACH: {other:?}"))),
+    };
+    expect("ATTACH", &status, &Status::UNSUPP)?;
+    Ok("its endpoint is still there, and ATTACH is UNSUPP".to_owned())
 }
