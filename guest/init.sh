@@ -81,10 +81,15 @@ rebind() {
 	echo "0000:$1" >/sys/bus/pci/drivers_probe
 }
 
-# hands the DMA engine to VFIO and runs the user-space driver; its checks go to the host
-user_space_driver() {
+# hands the DMA engine to VFIO
+engine_to_vfio() {
 	echo vfio-pci >/sys/bus/pci/devices/0000:$engine_function/driver_override
 	echo 0000:$engine_function >/sys/bus/pci/drivers_probe
+}
+
+# the same, and runs the user-space driver; its checks go to the host
+user_space_driver() {
+	engine_to_vfio
 	local group
 	group=$(group_at $engine_function)
 	group=${group%% *}

@@ -1,5 +1,7 @@
 # Which devices are behind the IOMMU, and what the kernel says of it.
 
+# Linux before 6.15 gives a device its group when a driver takes it, and no other driver knows the engine
+engine_to_vfio
 groups=0
 for group in /sys/kernel/iommu_groups/*; do
 	[ -d "$group" ] || continue
