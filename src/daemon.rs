@@ -22,7 +22,8 @@ use viommu_iotlb::{DeviceEvent, FaultRecord};
 use viommu_pasid::{EndpointId, Requester};
 
 use crate::device::{
-    Connection, Device, KickTokens, Poll, Progress, Queue, Serving, Token, Trigger, Turn, Watched,
+    Connection, Device, KickTokens, Poll, Polling, Progress, Queue, Serving, Token, Trigger, Turn,
+    Watched,
 };
 use crate::host::Host;
 use crate::iommu::{Iommu, StartError};
@@ -153,8 +154,8 @@ impl Ready {
 }
 
 impl Daemon {
-    /// A daemon that serves `iommu`, with `host` to make it take effect. After work it looks at the
-    /// request queue for `poll_after_work` before it sleeps.
+    /// A daemon that serves `iommu`, with `host` to make it take effect. `polling` says
+    /// when it looks at the request queue without having been woken.
     ///
     /// # Errors
     /// [`DaemonError::Start`], or what the kernel says.
@@ -162,7 +163,7 @@ impl Daemon {
         front_ends: FrontEnds,
         iommu: Iommu,
         host: Host,
-        poll_after_work: Duration,
+        polling: Polling,
     ) -> Result<Self, DaemonError> {
         let poll = Poll::new()?;
         let stop = Watched::new(&poll, Signals::stop()?, token::STOP, Trigger::Level)?;
@@ -175,7 +176,7 @@ impl Daemon {
             .map(|fd| Watched::new(&poll, fd, token::LEAVING, Trigger::Level))
             .transpose()?;
         let kicks = KickTokens { request: token::REQUEST_KICK, event: token::EVENT_KICK };
-        let serving = Serving { kicks, poll: poll_after_work };
+        let serving = Serving { kicks, polling };
         let device = Device::new(iommu, host, &poll, serving)?;
         Ok(Self {
             poll,

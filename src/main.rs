@@ -88,7 +88,7 @@ fn serve(mut config: Config) -> Result<(), Failure> {
     let count = config.endpoints.len();
     let specs = config.endpoints.into_iter().map(|endpoint| endpoint.spec).collect();
     let iommu = Iommu::new(config.settings, specs)?;
-    let mut daemon = Daemon::new(front_ends, iommu, host, config.poll)?;
+    let mut daemon = Daemon::new(front_ends, iommu, host, config.polling)?;
     if let Some(control) = control {
         daemon.listen_to_launcher(control)?;
     }

@@ -68,7 +68,11 @@ pub(crate) fn print(scope: &Scope) {
 
 fn print_table(scope: &Scope, places: Places, polls: bool) {
     let on = if places.is_one() { "one CPU" } else { "two CPUs" };
-    let waits = if polls { format!("polls (`--poll-us {POLL_US}`)") } else { "sleeps".to_owned() };
+    let waits = if polls {
+        format!("polls (`--poll-us {POLL_US}`)")
+    } else {
+        "sleeps (`--poll-us 0`)".to_owned()
+    };
     print_head(&format!("Driver and daemon on {on}; the daemon {waits}."));
     for &live in &scope.live {
         Bench::start(places, polls, live).print(scope);
@@ -213,9 +217,7 @@ impl Bench {
 /// A daemon that waits for its front-end.
 pub(crate) fn start_daemon(polls: bool) -> Daemon {
     let mut options = OPTIONS.to_vec();
-    if polls {
-        options.extend(["--poll-us", POLL_US]);
-    }
+    options.extend(["--poll-us", if polls { POLL_US } else { "0" }]);
     Daemon::with(&options)
 }
 

@@ -9,9 +9,10 @@ use clap::{ArgMatches, Args, Command, ValueEnum};
 use viommu_pgtable::IovaRange;
 
 use crate::config::{
-    self, Arch, Config, ConfigError, EndpointOption, HostInterface, MAX_POLL_US, MAX_STUCK_MS,
+    self, Arch, Config, ConfigError, EndpointOption, HostInterface, MAX_STUCK_MS,
     NumberError, OnStart, Pin, Sandbox, Socket, StuckDevice, VfioOptions,
 };
+use crate::device::Polling;
 use crate::iommu::Settings;
 
 /// The options.
@@ -72,14 +73,10 @@ pub(super) struct Options {
     /// Memory for translation tables, bytes (K, M, G); only what is used is taken.
     #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = bytes)]
     table_memory: Bytes,
-    /// Poll the request queue for so long after work before sleeping, microseconds.
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        value_parser = clap::value_parser!(u64).range(..=MAX_POLL_US)
-    )]
-    poll_us: u64,
+    /// Look at the request queue for so long after work before sleeping, microseconds. auto: for 100 where
+    /// requests follow each other that closely, and not at all elsewhere.
+    #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = config::polling)]
+    poll_us: Polling,
     /// Wait for a device process that does not let go of a translation, milliseconds.
     #[arg(
         long,
@@ -145,7 +142,7 @@ impl Options {
             arch: self.arch,
             settings: self.settings()?,
             table_bytes: config::table_bytes(self.table_memory.0)?,
-            poll: Duration::from_micros(self.poll_us),
+            polling: self.poll_us,
             stuck_after: Duration::from_millis(self.stuck_ms),
             stuck_device: self.stuck_device,
             sandbox: self.sandbox,

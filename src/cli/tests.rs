@@ -6,6 +6,7 @@ use viommu_pgtable::{Iova, IovaRange};
 
 use super::*;
 use crate::config::{Arch, EndpointConfig, Sandbox, Socket, StuckDevice, VfioOptions};
+use crate::device::Polling;
 use crate::iommu::{EndpointSpec, Settings};
 
 fn invocation(line: &str) -> Result<Invocation, clap::Error> {
@@ -47,7 +48,7 @@ fn the_least_command_line_has_the_documented_defaults() {
         mmio: Vec::new(),
         settings: Settings::default(),
         table_bytes: 1 << 30,
-        poll: Duration::ZERO,
+        polling: Polling::Adaptive,
         stuck_after: Duration::from_secs(1),
         stuck_device: StuckDevice::Kill,
         sandbox: Sandbox::Auto,
@@ -88,7 +89,7 @@ fn every_option_reaches_the_configuration() {
         mmio: Vec::new(),
         settings,
         table_bytes: 64 << 20,
-        poll: Duration::from_micros(50),
+        polling: Polling::Fixed(Duration::from_micros(50)),
         stuck_after: Duration::from_millis(20),
         stuck_device: StuckDevice::Disconnect,
         sandbox: Sandbox::None,
@@ -111,6 +112,7 @@ fn a_wrong_command_line_says_what_would_be_right() {
         ("--socket-path /s --endpoint 00:02.0 --page-sizes 5K", "power of two"),
         ("--socket-path /s --endpoint 00:02.0 --table-memory 1T", "4096, 0x1000, 4K, 2M or 1G"),
         ("--socket-path /s --endpoint 00:02.0 --boot-bypass maybe", "on, off"),
+        ("--socket-path /s --endpoint 00:02.0 --poll-us 1000001", "write auto, 0 to sleep at once"),
         ("--socket-path /s --endpoint 00:02.0 --max-domains 0", "1.."),
         ("--socket-path /s --endpoint 00:02.0 --stuck-ms 0", "1..=60000"),
         ("--socket-path /s --endpoint 00:02.0 --stuck-device wait", "kill, disconnect"),

@@ -19,9 +19,10 @@ use viommu_pgtable::{Iova, IovaRange};
 
 pub use endpoint::{EndpointOption, FunctionError, FunctionRange, SpecError};
 pub use mmio::{MmioError, mmio, windows};
-pub use number::{NumberError, bytes, page_sizes, window};
+pub use number::{NumberError, bytes, page_sizes, polling, window};
 pub use vfio::{HostInterface, OnStart, Pin, VfioDevice, VfioOptions};
 
+use crate::device::Polling;
 use crate::iommu::{EndpointSpec, Settings};
 
 /// Endpoints that one daemon serves at most: the functions of one PCI segment. Each may have a
@@ -95,8 +96,8 @@ pub struct Config {
     pub settings: Settings,
     /// Memory for tables, bytes; a multiple of 4096.
     pub table_bytes: u64,
-    /// How long to poll the request queue after work before sleeping.
-    pub poll: Duration,
+    /// When to look at the request queue without having been woken.
+    pub polling: Polling,
     /// How long to wait for a stuck device process.
     pub stuck_after: Duration,
     /// What becomes of it then.

@@ -1,6 +1,11 @@
 //! Numbers as people write them.
 
+use std::time::Duration;
+
 use viommu_pgtable::{Iova, IovaRange};
+
+use super::MAX_POLL_US;
+use crate::device::Polling;
 
 /// A text that is no such number; the message says what would be one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +25,11 @@ pub enum NumberError {
     /// The last address is below the first.
     #[error("`{0}` ends before it starts: write the first address, then the last")]
     Reversed(String),
+    /// No time to poll.
+    #[error(
+        "`{0}` is no time to poll: write auto, 0 to sleep at once, or up to {MAX_POLL_US} microseconds"
+    )]
+    Polling(String),
 }
 
 /// A number of bytes: decimal or 0x, perhaps with K, M or G (powers of 1024) after it.
@@ -65,6 +75,19 @@ pub fn window(text: &str) -> Result<IovaRange, NumberError> {
     let (start, last) = text.split_once('-').ok_or_else(|| NumberError::Window(text.to_owned()))?;
     let (start, last) = (Iova::new(bytes(start)?), Iova::new(bytes(last)?));
     IovaRange::new(start, last).ok_or_else(|| NumberError::Reversed(text.to_owned()))
+}
+
+/// `auto`, or microseconds.
+///
+/// # Errors
+/// [`NumberError::Polling`].
+pub fn polling(text: &str) -> Result<Polling, NumberError> {
+    let micros = number(text).filter(|micros| *micros <= MAX_POLL_US);
+    match (text, micros) {
+        ("auto", _) => Ok(Polling::Adaptive),
+        (_, Some(micros)) => Ok(Polling::Fixed(Duration::from_micros(micros))),
+        (_, None) => Err(NumberError::Polling(text.to_owned())),
+    }
 }
 
 /// Decimal, or hexadecimal after 0x. No sign, no separator.

@@ -191,6 +191,16 @@ fn page_sizes_are_sizes_or_one_mask() {
 }
 
 #[test]
+fn polling_is_auto_or_microseconds() {
+    assert_eq!(polling("auto"), Ok(Polling::Adaptive));
+    assert_eq!(polling("0"), Ok(Polling::Fixed(Duration::ZERO)));
+    assert_eq!(polling("1000000"), Ok(Polling::Fixed(Duration::from_secs(1))));
+    for text in ["", "-1", "1000001", "Auto", "5us"] {
+        assert_eq!(polling(text), Err(NumberError::Polling(text.to_owned())));
+    }
+}
+
+#[test]
 fn the_input_range_is_as_wide_as_the_tables_or_the_window() {
     let range = |start, last| IovaRange::new(Iova::new(start), Iova::new(last)).unwrap();
     for bits in INPUT_BITS {

@@ -34,16 +34,17 @@ mod features;
 mod handler;
 mod life;
 mod memory;
+mod patience;
 mod poll;
 mod requests;
 mod ring;
 
 pub use connection::{Connection, Progress};
 pub use counters::Counters;
+pub use patience::{Polling, WINDOW};
 pub use poll::{Poll, Token, Trigger, Watched};
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use viommu_backend::HostIommu;
 use viommu_pasid::EndpointId;
@@ -119,8 +120,8 @@ pub struct KickTokens {
 pub struct Serving {
     /// What kicks are reported as.
     pub kicks: KickTokens,
-    /// How long the request queue is looked at after work before its next kick is asked for.
-    pub poll: Duration,
+    /// When the request queue is looked at without a kick.
+    pub polling: Polling,
 }
 
 /// A virtio-iommu behind a vhost-user socket.
@@ -156,7 +157,7 @@ impl<H: HostIommu> Device<H> {
     ) -> Result<Self, StartError> {
         iommu.start(&mut host)?;
         host.sync();
-        let requests = Requests::new(iommu.config().probe_size, serving.poll);
+        let requests = Requests::new(iommu.config().probe_size, serving.polling);
         Ok(Self {
             iommu,
             host,

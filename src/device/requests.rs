@@ -5,13 +5,14 @@
 //! interrupt. So no UNMAP is answered while somebody still uses what it withdrew, and a guest that
 //! unmaps a hundred pages pays for one wait.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use viommu_backend::HostIommu;
 use vm_memory::GuestMemoryMmap;
 
 use super::chain::Buffer;
 use super::counters::Counters;
+use super::patience::{Patience, Polling};
 use super::ring::{Parts, Ring, RingFault};
 use super::{ROUNDS_PER_TURN, Turn};
 use crate::iommu::Iommu;
@@ -65,14 +66,13 @@ pub(super) struct Requests {
     reply: Box<[u8]>,
     probe_size: u32,
     used: Vec<(u16, u32)>,
-    poll: Duration,
-    poll_until: Option<Instant>,
+    patience: Patience,
 }
 
 impl Requests {
-    /// Room for replies to a PROBE with `probe_size` bytes of properties, and for the others. After
-    /// work, the queue is looked at for `poll` before a kick is asked for.
-    pub(super) fn new(probe_size: u32, poll: Duration) -> Self {
+    /// Room for replies to a PROBE with `probe_size` bytes of properties, and for the others. `polling`
+    /// says for how long the queue is looked at after work before a kick is asked for.
+    pub(super) fn new(probe_size: u32, polling: Polling) -> Self {
         let probe = usize::try_from(probe_size).unwrap_or_default() + 4;
         let reply = probe.max(MAX_PLAIN_REPLY_BYTES);
         let taken = || Taken { head: 0, buffer: Buffer::new(), decoded: Decoded::Unknown };
@@ -81,8 +81,7 @@ impl Requests {
             reply: vec![0; reply].into_boxed_slice(),
             probe_size,
             used: Vec::new(),
-            poll,
-            poll_until: None,
+            patience: Patience::new(polling),
         }
     }
 
@@ -98,7 +97,7 @@ impl Requests {
         for _ in 0..ROUNDS_PER_TURN {
             ring.quiet(&parts)?;
             self.batch(ring, &parts, service)?;
-            if self.polls_on() {
+            if self.patience.goes_on(!self.used.is_empty(), Instant::now()) {
                 continue;
             }
             // Without this the driver's next request would come without a kick, and wait for ever.
@@ -107,18 +106,6 @@ impl Requests {
             }
         }
         Ok(Turn::Again)
-    }
-
-    /// Whether to look again without asking for a kick: work has come within the time to poll.
-    fn polls_on(&mut self) -> bool {
-        if self.poll.is_zero() {
-            return false;
-        }
-        let now = Instant::now();
-        if !self.used.is_empty() {
-            self.poll_until = now.checked_add(self.poll);
-        }
-        self.poll_until.is_some_and(|until| now < until)
     }
 
     /// One batch. What was taken is answered even if the ring turns out broken behind it.

@@ -202,6 +202,20 @@ fn while_it_polls_requests_are_served_without_a_kick() {
 }
 
 #[test]
+fn whatever_it_polls_by_itself_a_kick_is_asked_for_in_the_end() {
+    let daemon = Daemon::with(&["--poll-us", "auto"]);
+    let mut guest = Guest::start(&daemon);
+    for round in 1..=300_u16 {
+        assert_eq!(guest.attach(1, ENDPOINT), OK);
+        if round % 100 == 0 {
+            crate::support::wait_until("a kick is asked for", || {
+                guest.requests.kick_wanted_at() == round
+            });
+        }
+    }
+}
+
+#[test]
 fn a_domain_lives_until_its_last_endpoint_leaves() {
     let daemon = Daemon::with(&["--endpoint", "00:03.0"]);
     let mut guest = Guest::start(&daemon);

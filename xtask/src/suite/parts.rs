@@ -51,8 +51,8 @@ pub(crate) fn start_daemon(set: &Set, place: &Place<'_>) -> Result<Process> {
     let mut daemon = Command::new(&place.tools.programs.daemon);
     daemon.args(["--socket-path", IOMMU_SOCKET, "--log-level", "info"]);
     daemon.args(["--arch", place.arch.option()]);
-    if set.poll_us != 0 {
-        daemon.args(["--poll-us", &set.poll_us.to_string()]);
+    if let Some(time) = set.poll_us {
+        daemon.args(["--poll-us", &time.to_string()]);
     }
     if let Some(window) = topology::msi_window(place.kit.kernel.architecture) {
         daemon.args(["--msi-window", window]);

@@ -5,8 +5,9 @@
 pub(crate) struct Set {
     /// What is between the devices and memory.
     pub(crate) iommu: Iommu,
-    /// How long the daemon looks at the request queue after work before it sleeps, microseconds.
-    pub(crate) poll_us: u32,
+    /// How long the daemon looks at the request queue after work before it sleeps, microseconds; `None`: as
+    /// it decides by itself.
+    pub(crate) poll_us: Option<u32>,
     /// More words for the kernel's command line.
     pub(crate) append: &'static str,
     /// vfio-user disks behind the IOMMU, of that many MiB each; at most as many as there are [`DISKS`].
@@ -30,7 +31,7 @@ pub(crate) struct Set {
 /// A guest with our IOMMU and nothing behind it.
 pub(crate) const BARE: Set = Set {
     iommu: Iommu::Ours,
-    poll_us: 0,
+    poll_us: None,
     append: "",
     disks: &[],
     queues: 2,
