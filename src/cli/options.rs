@@ -9,8 +9,8 @@ use clap::{ArgMatches, Args, Command, ValueEnum};
 use viommu_pgtable::IovaRange;
 
 use crate::config::{
-    self, Arch, Config, ConfigError, EndpointOption, HostInterface, MAX_STUCK_MS,
-    NumberError, OnStart, Pin, Sandbox, Socket, StuckDevice, VfioOptions,
+    self, Arch, Config, ConfigError, EndpointOption, HostInterface, MAX_STUCK_MS, NumberError,
+    OnStart, Pin, Sandbox, Socket, StuckDevice, VfioOptions,
 };
 use crate::device::Polling;
 use crate::iommu::Settings;
