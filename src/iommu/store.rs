@@ -1,9 +1,9 @@
 //! The mappings of one domain, in order.
 //!
 //! Mappings lie side by side in chunks, and an index of two levels leads to the chunks by the lowest
-//! address that each may hold. The index of a guest's million mappings is a megabyte, which stays in the
-//! processor's caches; behind it one chunk of memory is waited for. A tree of single mappings costs a
-//! wait for memory at each of its levels.
+//! address that each may hold. The index of a guest's million mappings is a megabyte, of which a search
+//! finds all but its last line or two in the processor's caches; behind it one chunk of memory is waited
+//! for. A tree of single mappings costs a wait for memory at each of its levels.
 
 mod chunk;
 mod index;
