@@ -82,6 +82,7 @@ impl Cache {
 
     /// Where `wanted` leads, by the tables, as far as it is not known since `epoch` began: shortcuts
     /// and routes carry the epoch in which they were noted, for they are not flushed.
+    #[inline]
     pub(crate) fn walk<T: TableMemory + ?Sized>(
         &self,
         from: &Origin<'_, T>,
