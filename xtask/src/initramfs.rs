@@ -42,8 +42,7 @@ pub(crate) fn pack(
     for name in ["bin", "dev", "proc", "sys", "tmp", "modules", "scenarios"] {
         archive.entry(name, Kind::plain(DIRECTORY | 0o755), &[]);
     }
-    // the kernel opens it for init before anything is mounted
-    archive.entry("dev/console", Kind { mode: CHARACTER_DEVICE | 0o600, device: (5, 1) }, &[]);
+    archive.entry("dev/console", CONSOLE, &[]);
     let busybox = fs::read(&kernel.busybox).map_err(Error::file("read", &kernel.busybox))?;
     archive.entry("bin/busybox", Kind::plain(REGULAR | 0o755), &busybox);
     archive.entry("bin/sh", Kind::plain(LINK | 0o777), b"busybox");
@@ -65,6 +64,17 @@ pub(crate) fn pack(
         archive.entry(&path, Kind::plain(REGULAR | 0o644), bytes);
     }
     Ok(archive.finish())
+}
+
+/// Packs one program, which is all that the guest runs: its first process.
+pub(crate) fn alone(program: &Program) -> Vec<u8> {
+    let mut archive = Archive::default();
+    for name in ["dev", "tmp"] {
+        archive.entry(name, Kind::plain(DIRECTORY | 0o755), &[]);
+    }
+    archive.entry("dev/console", CONSOLE, &[]);
+    archive.entry("init", Kind::plain(REGULAR | 0o755), &program.bytes);
+    archive.finish()
 }
 
 /// Adds a module after those that it needs; one that is built in, or there already, is passed over.
@@ -107,6 +117,9 @@ struct Kind {
     /// Major and minor number of a device.
     device: (u32, u32),
 }
+
+/// The kernel opens it for init before anything is mounted.
+const CONSOLE: Kind = Kind { mode: CHARACTER_DEVICE | 0o600, device: (5, 1) };
 
 impl Kind {
     const fn plain(mode: u32) -> Self {
@@ -166,6 +179,14 @@ mod tests {
         let module = b"\x7fELF\0license=GPL\0depends=vfio,vfio_pci_core\0name=vfio_pci\0";
         assert_eq!(needed_by(module), ["vfio", "vfio-pci-core"]);
         assert!(needed_by(b"\x7fELF\0depends=\0name=virtio\0").is_empty());
+    }
+
+    #[test]
+    fn a_program_alone_is_the_first_process() {
+        let archive = alone(&Program { name: "it", bytes: b"what it is".to_vec() });
+        let archive = String::from_utf8(archive).unwrap();
+        assert!(archive.contains("init\0\0what it is"), "{archive:?}");
+        assert!(!archive.contains("bin/it"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Linux, unmodified. What is played inside is `tests/host`, a static program beside the daemon's.
 
 mod board;
+mod inner;
 mod run;
 mod scenarios;
 mod unplug;
@@ -27,6 +28,8 @@ struct Scenario {
     iommu: Iommu,
     /// Whether there is one function more, which the machine takes away when the guest is ready for it.
     unplugs: bool,
+    /// Whether a guest is to run inside: what that takes is shared with it.
+    inner: bool,
     /// What is played inside, by the name that `tests/host` has for it.
     play: &'static str,
     /// The checks that have to be there, besides that none fails. The words of the last one are shown beside
@@ -36,6 +39,9 @@ struct Scenario {
 
 /// How long a boot may take; a guest that hangs is silent. Several times what a loaded machine took.
 const LIMIT: Duration = Duration::from_secs(120);
+
+/// The same for one with a guest inside, which an emulator in an emulator runs.
+const INNER_LIMIT: Duration = Duration::from_secs(600);
 
 /// Which kernel a guest boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,15 +1,18 @@
 //! Running scenarios and telling how they went.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::board::FUNCTIONS;
+use super::inner::Inner;
 use super::scenarios::SCENARIOS;
-use super::{Kernel, LIMIT, Scenario, unplug};
+use super::{INNER_LIMIT, Kernel, LIMIT, Scenario, unplug};
 use crate::command;
 use crate::error::{Error, Result};
-use crate::initramfs;
+use crate::initramfs::{self, Program};
 use crate::setup::build;
 use crate::setup::cache::Cache;
 use crate::setup::emulator::Emulator;
@@ -74,7 +77,7 @@ pub(crate) fn run(name: Option<&str>, sources: &Sources) -> Result<Vec<Report>> 
         return Err(Error::Unknown { kind: "scenario", name: name.to_owned(), known });
     }
     let lab = Lab::prepare(&selected, sources)?;
-    let reports = selected.into_iter().map(|scenario| lab.one(scenario)).collect::<Vec<_>>();
+    let reports = lab.all(&selected);
     println!();
     show(&reports);
     Ok(reports)
@@ -84,36 +87,54 @@ pub(crate) fn run(name: Option<&str>, sources: &Sources) -> Result<Vec<Report>> 
 struct Lab {
     emulator: Emulator,
     kits: Vec<(Kernel, Architecture, BootKit)>,
+    /// What a guest inside takes, where a scenario has one.
+    inner: Option<Inner>,
 }
 
 impl Lab {
     /// Fetches what is missing and builds the rest.
     fn prepare(scenarios: &[&'static Scenario], sources: &Sources) -> Result<Self> {
-        let (emulator, kernels) = fetch(scenarios, sources)?;
-        let kits = kernels.into_iter().map(|(kernel, chosen)| {
+        let Fetched { emulator, kernels, mut packages } = fetch(scenarios, sources)?;
+        let (mut kits, mut inner) = (Vec::new(), None);
+        for (kernel, chosen) in kernels {
             let architecture = chosen.architecture;
-            Ok((kernel, architecture, kit(kernel, chosen)?))
-        });
-        Ok(Self { emulator, kits: kits.collect::<Result<_>>()? })
+            let programs = build::host_programs(architecture)?;
+            if (kernel, architecture) == INNER
+                && let Some(packages) = packages.take()
+            {
+                let boot = build::target().join("host").join("inner");
+                inner = Some(Inner::prepare(packages, &chosen, &programs, &boot)?);
+            }
+            kits.push((kernel, architecture, kit(kernel, chosen, &programs)?));
+        }
+        Ok(Self { emulator, kits, inner })
     }
 
-    fn one(&self, scenario: &'static Scenario) -> Report {
-        let step = Step::begin(format_args!("{}: {}", scenario.name, scenario.about));
+    /// Plays all, in their order. One with a guest inside takes about as long as the others together, so it
+    /// begins with the first and is told of in its turn.
+    fn all(&self, scenarios: &[&'static Scenario]) -> Vec<Report> {
+        thread::scope(|scope| {
+            let long = scenarios.iter().filter(|scenario| scenario.inner);
+            let mut beside: BTreeMap<_, _> = long
+                .map(|scenario| (scenario.name, scope.spawn(move || self.timed(scenario))))
+                .collect();
+            let mut reports = Vec::new();
+            for scenario in scenarios {
+                let step = Step::begin(format_args!("{}: {}", scenario.name, scenario.about));
+                let played = match beside.remove(scenario.name) {
+                    Some(played) => played.join().unwrap_or_else(|_| panicked()),
+                    None => self.timed(scenario),
+                };
+                reports.push(told(scenario, step, played));
+            }
+            reports
+        })
+    }
+
+    fn timed(&self, scenario: &Scenario) -> Played {
         let began = Instant::now();
-        let dir = build::target().join("host").join(scenario.name);
-        let outcome = match self.play(scenario, &dir) {
-            Ok(remark) => {
-                step.done(format_args!("ok {remark}"));
-                Ok(remark)
-            }
-            Err(error) => {
-                step.done("FAILED");
-                println!("    {error}");
-                show_logs(&dir);
-                Err(error.to_string())
-            }
-        };
-        Report { scenario, outcome, time: began.elapsed() }
+        let outcome = self.play(scenario, &folder(scenario));
+        (outcome, began.elapsed())
     }
 
     fn play(&self, scenario: &Scenario, dir: &Path) -> Result<String> {
@@ -122,8 +143,9 @@ impl Lab {
         let kit = self.kits.iter().find(|(kernel, arch, _)| (*kernel, *arch) == wanted);
         let (_, _, kit) =
             kit.ok_or_else(|| Error::Wrong("a kernel was not prepared".to_owned()))?;
-        let machine = machine(scenario, kit);
-        let deadline = Deadline::after(LIMIT);
+        let inner = self.inner.as_ref().filter(|_| scenario.inner);
+        let machine = machine(scenario, kit, inner);
+        let deadline = Deadline::after(if scenario.inner { INNER_LIMIT } else { LIMIT });
         let mut guest = machine.boot(&self.emulator, dir)?;
         if scenario.unplugs {
             unplug::when_ready(&mut guest, dir, deadline)?;
@@ -137,11 +159,48 @@ impl Lab {
     }
 }
 
+/// What came of a scenario, and how long it took.
+type Played = (Result<String>, Duration);
+
+fn panicked() -> Played {
+    (Err(Error::Wrong("the thread that played it panicked".to_owned())), Duration::ZERO)
+}
+
+/// Where a scenario's logs are.
+fn folder(scenario: &Scenario) -> PathBuf {
+    build::target().join("host").join(scenario.name)
+}
+
+/// Ends the step of a scenario that was played.
+fn told(scenario: &'static Scenario, step: Step, (outcome, time): Played) -> Report {
+    let outcome = match outcome {
+        Ok(remark) => {
+            step.done(format_args!("ok {remark}"));
+            Ok(remark)
+        }
+        Err(error) => {
+            step.done("FAILED");
+            println!("    {error}");
+            show_logs(&folder(scenario));
+            Err(error.to_string())
+        }
+    };
+    Report { scenario, outcome, time }
+}
+
+/// The kernel of a guest that has a guest, which boots the same one.
+const INNER: (Kernel, Architecture) = (Kernel::Built, Architecture::Amd64);
+
+/// What is not ours.
+struct Fetched {
+    emulator: Emulator,
+    kernels: Vec<(Kernel, GuestKernel)>,
+    /// QEMU's packages, where a scenario has a guest inside.
+    packages: Option<PathBuf>,
+}
+
 /// QEMU and the kernels of these scenarios. The cache is held for no longer than that.
-fn fetch(
-    scenarios: &[&'static Scenario],
-    sources: &Sources,
-) -> Result<(Emulator, Vec<(Kernel, GuestKernel)>)> {
+fn fetch(scenarios: &[&'static Scenario], sources: &Sources) -> Result<Fetched> {
     let cache = Cache::open()?;
     let mirror = sources.mirror.as_deref();
     let emulator = Emulator::bring(sources.qemu.as_deref(), &cache, mirror)?;
@@ -167,13 +226,14 @@ fn fetch(
         note(format_args!("{} kernel {}", kernel.name(), chosen.title()));
         kernels.push((kernel, chosen));
     }
-    Ok((emulator, kernels))
+    let inner = scenarios.iter().any(|scenario| scenario.inner);
+    let packages = inner.then(|| Emulator::for_a_guest(&cache, mirror)).transpose()?;
+    Ok(Fetched { emulator, kernels, packages })
 }
 
 /// What a kernel is booted with.
-fn kit(kernel: Kernel, chosen: GuestKernel) -> Result<BootKit> {
-    let programs = build::host_programs(chosen.architecture)?;
-    let packed = initramfs::pack(&chosen, &programs, &[SCRIPT])?;
+fn kit(kernel: Kernel, chosen: GuestKernel, programs: &[Program]) -> Result<BootKit> {
+    let packed = initramfs::pack(&chosen, programs, &[SCRIPT])?;
     let dir = build::target().join("host");
     fs::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
     let name = format!("initrd-{}-{}.img", kernel.name(), chosen.architecture.debian());
@@ -184,7 +244,7 @@ fn kit(kernel: Kernel, chosen: GuestKernel) -> Result<BootKit> {
 
 /// Registers of a function that a driver has are reached through sysfs: the stock kernel wants that
 /// allowed with `iomem=relaxed`.
-fn machine<'a>(scenario: &Scenario, kit: &'a BootKit) -> Machine<'a> {
+fn machine<'a>(scenario: &Scenario, kit: &'a BootKit, inner: Option<&Inner>) -> Machine<'a> {
     let append = format!(
         "quiet iomem=relaxed viommu.scenario={} viommu.play={} {}",
         SCRIPT.0,
@@ -195,6 +255,7 @@ fn machine<'a>(scenario: &Scenario, kit: &'a BootKit) -> Machine<'a> {
     if scenario.unplugs {
         functions.push(Function::Own(unplug::FUNCTIONS));
     }
+    functions.extend(inner.map(Inner::functions).into_iter().flatten());
     Machine {
         kernel: &kit.kernel,
         initrd: &kit.initrd,

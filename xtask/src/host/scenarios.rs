@@ -9,7 +9,7 @@ const BASIC: &[&str] =
 
 const fn basic(name: &'static str, about: &'static str, iommu: Iommu) -> Scenario {
     let (kernel, play) = (Kernel::Built, replacement(iommu));
-    Scenario { name, about, kernel, iommu, unplugs: false, play, checks: BASIC }
+    Scenario { name, about, kernel, iommu, unplugs: false, inner: false, play, checks: BASIC }
 }
 
 /// What a DMA may find while iommufd replaces what is attached: it is the driver's to do that in one step.
@@ -23,7 +23,7 @@ const fn replacement(iommu: Iommu) -> &'static str {
 const fn type1(name: &'static str, iommu: Iommu) -> Scenario {
     let about = "type1 on the stock kernel";
     let (kernel, play) = (Kernel::Stock, "gap");
-    Scenario { name, about, kernel, iommu, unplugs: false, play, checks: BASIC }
+    Scenario { name, about, kernel, iommu, unplugs: false, inner: false, play, checks: BASIC }
 }
 
 /// What does not depend on the IOMMU; the last check is the one that is shown.
@@ -33,7 +33,7 @@ const fn special(
     checks: &'static [&'static str],
 ) -> Scenario {
     let (kernel, iommu) = (Kernel::Built, Iommu::IntelLegacy);
-    Scenario { name, about, kernel, iommu, unplugs: false, play: name, checks }
+    Scenario { name, about, kernel, iommu, unplugs: false, inner: false, play: name, checks }
 }
 
 /// All of them, in the order in which they run.
@@ -44,6 +44,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         kernel: Kernel::Stock,
         iommu: Iommu::IntelLegacy,
         unplugs: false,
+        inner: false,
         play: "plain",
         checks: &["type1"],
     },
@@ -70,6 +71,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         kernel: Kernel::Stock,
         iommu: Iommu::IntelLegacy,
         unplugs: false,
+        inner: false,
         play: "mmio-type1",
         checks: &["gone", "type1"],
     },
@@ -85,6 +87,22 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             "unplug",
             "a function that the machine takes away while the daemon has it",
             &["before", "others", "refused", "gone"],
+        )
+    },
+    Scenario {
+        inner: true,
+        ..special(
+            "launch",
+            "an unpatched QEMU shares functions with the daemon",
+            &[
+                "inner-behind",
+                "inner-written",
+                "inner-copied",
+                "inner-apart",
+                "terminated",
+                "killed",
+                "guest",
+            ],
         )
     },
     special("pairs", "what map and unmap cost", &["pinned-static", "pinned-dynamic", "pairs"]),

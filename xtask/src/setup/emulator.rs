@@ -66,6 +66,15 @@ impl Emulator {
         Ok(Self { place })
     }
 
+    /// Where packages with a QEMU for an amd64 machine are unpacked, whatever this machine is: what a guest
+    /// takes that runs one itself.
+    ///
+    /// # Errors
+    /// The packages cannot be had.
+    pub(crate) fn for_a_guest(cache: &Cache, mirror: Option<&str>) -> Result<PathBuf> {
+        AMD64.bring(cache, mirror)
+    }
+
     /// Where its packages are unpacked, if it came out of packages.
     pub(crate) fn root(&self) -> Option<&Path> {
         match &self.place {

@@ -212,6 +212,11 @@ impl GuestKernel {
         Ok(Self { architecture, image, release, busybox, modules, lacks: &["virtio-blk"] })
     }
 
+    /// The same image before it was packed; only what was built here has it, for amd64.
+    pub(crate) fn unpacked(&self) -> PathBuf {
+        self.image.with_file_name(super::linux::UNPACKED)
+    }
+
     /// `7.3.4 amd64`: the version without Debian's additions, and the processor.
     pub(crate) fn title(&self) -> String {
         let version = self.release.split(['+', '-']).next().unwrap_or_default();

@@ -37,6 +37,15 @@ pub(crate) enum Function {
         /// That process's socket.
         socket: &'static str,
     },
+    /// A folder of this machine, to be read over 9p.
+    Folder {
+        /// The device number.
+        slot: u8,
+        /// The name by which the guest mounts it.
+        tag: &'static str,
+        /// The folder.
+        path: PathBuf,
+    },
     /// Arguments of QEMU's own devices.
     Own(&'static [&'static str]),
 }
@@ -177,6 +186,15 @@ impl Function {
                     "socket": { "type": "unix", "path": socket },
                 });
                 qemu.args(["-device", &device.to_string()]);
+            }
+            Self::Folder { slot, tag, path } => {
+                // a comma in an option's value is written twice
+                let path = path.to_string_lossy().replace(',', ",,");
+                let folder = format!("local,id={tag},path={path},security_model=none,readonly=on");
+                qemu.args(["-fsdev", &folder]);
+                let device =
+                    format!("virtio-9p-pci,fsdev={tag},mount_tag={tag},bus=pcie.0,addr={slot:x}");
+                qemu.args(["-device", &device]);
             }
             Self::Own(arguments) => {
                 qemu.args(*arguments);

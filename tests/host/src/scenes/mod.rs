@@ -1,6 +1,7 @@
 //! The scenarios, by the names that `cargo xtask host` has for them.
 
 mod basic;
+mod launch;
 mod load;
 mod memlock;
 mod mixed;
@@ -30,6 +31,7 @@ pub(crate) fn play(name: &str) -> io::Result<()> {
         "memlock" => memlock::play(),
         "unplug" => unplug::play(),
         "pairs" => pairs::play(),
+        "launch" => launch::play(),
         other => Err(io::Error::other(format!("no scenario {other:?}"))),
     }
 }

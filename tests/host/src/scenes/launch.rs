@@ -1,0 +1,86 @@
+//! `launch`: a daemon and an unpatched QEMU share two functions of this machine, and a guest in that QEMU
+//! moves data through mappings of its own.
+
+use std::io;
+
+use crate::bench::{EDU_AT, TEST_AT, reaches};
+use crate::launched::{Boots, Launched, mount_shared};
+use crate::pci::Function;
+use crate::ram::Ram;
+use crate::testdev::{Ended, TestDevice};
+use crate::vmm::Vmm;
+use crate::{check, expect, wait_until};
+
+/// An address in the inner guest's memory that nothing has there this early.
+const ITS_MEMORY: u64 = 1 << 20;
+
+/// Where the test device looks for what it has written: nobody here knows where the inner guest's memory is.
+/// So it says [`Ended::Elsewhere`] whenever it has written.
+const UNKNOWN: u64 = 0;
+
+/// What nobody gives the device, it does not reach.
+const NO_BYPASS: &[&str] = &["--boot-bypass", "off"];
+
+pub(super) fn play() -> io::Result<()> {
+    let functions = [TEST_AT, EDU_AT].map(Function::at);
+    for function in &functions {
+        function.bind()?;
+    }
+    mount_shared()?;
+    check("terminated", sigterm_ends_both(&functions));
+    check("killed", the_daemons_death_ends_qemu());
+    check("guest", a_guest_boots_and_its_end_is_the_end(&functions));
+    Ok(())
+}
+
+/// Where a write of the test device to the inner guest's memory ends, as long as that guest gave it nothing.
+fn write_to_its_memory(function: &Function) -> io::Result<Ended> {
+    TestDevice::open(function)?.write(ITS_MEMORY, UNKNOWN)
+}
+
+/// Binds the functions anew and moves data, which only who has them alone can do.
+fn are_free([test, edu]: &[Function; 2]) -> io::Result<()> {
+    let ram = Ram::new()?;
+    let page = ram.page()?;
+    let _vmm = Vmm::new(&[test, edu], &ram)?;
+    reaches(&TestDevice::open(test)?, &ram, page, page)
+}
+
+fn a_guest_boots_and_its_end_is_the_end(functions: &[Function; 2]) -> io::Result<String> {
+    let [test, _] = functions;
+    let mut launched = Launched::start("guest", NO_BYPASS, &Boots::Inner)?;
+    let parts = launched.parts()?;
+    // QEMU has mapped all its memory for the function, and that is replaced before the guest has begun
+    expect("the early DMA ended", &write_to_its_memory(test)?, &Ended::Refused)?;
+    let status = launched.wait()?;
+    for line in launched.serial().lines().filter(|line| line.starts_with("check ")) {
+        println!("{}", line.trim_end());
+    }
+    expect("the exit status", &status.code(), &Some(0))?;
+    parts.are_gone()?;
+    are_free(functions)?;
+    Ok("two functions, the guest's end is the end, and they are free again".to_owned())
+}
+
+fn sigterm_ends_both([test, _]: &[Function; 2]) -> io::Result<String> {
+    let mut launched = Launched::start("terminated", &[], &Boots::Nothing)?;
+    let parts = launched.parts()?;
+    expect("the DMA with bypass ended", &write_to_its_memory(test)?, &Ended::Elsewhere)?;
+    launched.terminate()?;
+    let status = launched.wait()?;
+    expect("the exit status", &status.code(), &Some(0))?;
+    parts.are_gone()?;
+    Ok("SIGTERM to launch ended QEMU and the daemon, with status 0".to_owned())
+}
+
+fn the_daemons_death_ends_qemu() -> io::Result<String> {
+    let mut launched = Launched::start("killed", NO_BYPASS, &Boots::Nothing)?;
+    let parts = launched.parts()?;
+    parts.kill_daemon()?;
+    let status = launched.wait()?;
+    expect("the exit status", &status.code(), &Some(1))?;
+    wait_until("QEMU is gone", || parts.are_gone().is_ok())?;
+    let told = "the daemon has ended (signal: 9 (SIGKILL)): QEMU was ended, too";
+    expect("launch says why", &launched.log().contains(told), &true)?;
+    Ok("a daemon that was killed took QEMU along, and launch said so".to_owned())
+}
