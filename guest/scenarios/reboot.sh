@@ -1,4 +1,5 @@
-# Two lives of a guest. The disk is written when the first ends.
+# Two lives of a guest. The disk is written when the host ends the first: Linux' own way down can hang
+# there, for its IOMMU's driver waits for ever for a queue that it has just declared broken (__viommu_sync_req).
 
 ready boot
 boot=$answer
@@ -14,11 +15,11 @@ first)
 	attempt first-write disk-check write "$disk" direct $((seed + 1)) 0 $part
 	attempt first-sum disk-check sum "$disk" direct
 	ready first-summed
-	# the third eighth is what is in flight when the guest goes down
+	# the third eighth is what is in flight when the machine is reset
 	while :; do disk-check write "$disk" direct $((seed + 3)) $((2 * part)) $part; done &
 	while :; do disk-check sum "$disk" direct; done &
 	within 10 sh -c '[ "$(cat /sys/block/vda/inflight | tr -d " ")" != 00 ]' || fail flying "no I/O in flight"
-	reboot -f
+	ready flying
 	;;
 second)
 	attempt second-start disk-check verify "$disk" direct $((seed + 1)) 0 $part
