@@ -58,7 +58,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     special(
         "mixed",
         "a domain with a device process and a VFIO device",
-        &["both", "late", "refused"],
+        &["replaced", "both", "late", "refused"],
     ),
     special(
         "mmio",
@@ -80,13 +80,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "the daemon killed, and started again with keep and block",
         &["taken", "killed", "keep", "block"],
     ),
-    special("memlock", "RLIMIT_MEMLOCK reached", &["static", "dynamic"]),
+    special("memlock", "RLIMIT_MEMLOCK reached", &["replaced", "static", "dynamic"]),
     Scenario {
         unplugs: true,
         ..special(
             "unplug",
             "a function that the machine takes away while the daemon has it",
-            &["before", "others", "refused", "gone"],
+            &["before", "others", "refused", "replaced", "gone"],
         )
     },
     Scenario {

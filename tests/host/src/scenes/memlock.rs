@@ -7,6 +7,7 @@ use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use viommu_client::vmm::FrontEnd;
 use viommu_client::{Error, Iommu, Rights, Status, features};
 
+use super::load::{self, Replacement};
 use crate::bench::{Bench, HERE, ONE, OPTIONS, TEST};
 use crate::daemon::Daemon;
 use crate::ram::{PAGE, RAM_BYTES};
@@ -24,6 +25,7 @@ pub(super) fn play() -> io::Result<()> {
     setrlimit(Resource::Memlock, Rlimit { current: Some(LIMIT), maximum: Some(LIMIT) })?;
     let mut bench = Bench::open(&[OPTIONS, &["--pin", "dynamic"]].concat())?;
     check("dynamic", a_map_past_the_limit_is_refused_and_maps_nothing(&mut bench));
+    check("replaced", load::domains_are_replaced(&mut bench, Replacement::Gap));
     let Bench { daemon, driver, ram, .. } = bench;
     drop(driver);
     daemon.end()?;
@@ -62,5 +64,6 @@ fn a_map_past_the_limit_is_refused_and_maps_nothing(bench: &mut Bench) -> io::Re
     bench.driver.unmap(ONE, 0..=u64::MAX).map_err(io::Error::other)?;
     let again = bench.driver.map(ONE, HERE..=HERE + (half - 1), MIDDLE, Rights::ReadWrite);
     again.map_err(io::Error::other)?;
+    bench.driver.unmap(ONE, 0..=u64::MAX).map_err(io::Error::other)?;
     Ok(format!("NOMEM past {} MiB, room again after UNMAP", LIMIT >> 20))
 }

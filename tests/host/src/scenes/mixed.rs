@@ -7,6 +7,7 @@ use viommu_client::{Request, Rights, Status};
 use viommu_iotlb::{Device, Reader};
 use viommu_pgtable::{Access, Iova};
 
+use super::load::{self, Replacement};
 use crate::bench::{Bench, FOLDER, HERE, ONE, OPTIONS, TEST, THERE, page_range};
 use crate::ram::RAM_BYTES;
 use crate::{check, expect};
@@ -28,6 +29,7 @@ pub(super) fn play() -> io::Result<()> {
     check("both", a_mapping_reaches_both(&mut bench, &reader));
     check("late", who_enters_late_finds_what_was_mapped(&mut bench, &reader));
     check("refused", a_mapping_that_one_refuses_is_in_neither(&mut bench, &reader));
+    check("replaced", load::domains_are_replaced(&mut bench, Replacement::Gap));
     Ok(())
 }
 

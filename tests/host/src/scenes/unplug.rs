@@ -4,6 +4,7 @@ use std::io;
 
 use viommu_client::{Error, Rights, Status};
 
+use super::load::{self, Replacement};
 use crate::bench::{Bench, HERE, ONE, OPTIONS, TEST, reaches};
 use crate::pci::Function;
 use crate::testdev::TestDevice;
@@ -32,6 +33,8 @@ pub(super) fn play() -> io::Result<()> {
     check("gone", the_function_is_gone(&bench, &plugged));
     check("others", others_go_on(&mut bench, page));
     check("refused", what_is_gone_cannot_be_attached(&mut bench));
+    bench.unmap(ONE, HERE)?;
+    check("replaced", load::domains_are_replaced(&mut bench, Replacement::Gap));
     let Bench { daemon, driver, .. } = bench;
     drop(driver);
     daemon.end().map(drop)
