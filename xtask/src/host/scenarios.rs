@@ -78,7 +78,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     special(
         "restart",
         "the daemon killed, and started again with keep and block",
-        &["taken", "killed", "keep", "block"],
+        &["taken", "killed", "keep", "replaced", "block"],
     ),
     special("memlock", "RLIMIT_MEMLOCK reached", &["replaced", "static", "dynamic"]),
     Scenario {

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use viommu_client::Rights;
 
-use crate::bench::{Bench, EDU, HERE, ONE, SECOND, TEST, TWO, reaches};
+use crate::bench::{Bench, Driver, EDU, HERE, ONE, SECOND, TEST, TWO, page_range, reaches};
+use crate::ram::Ram;
 use crate::testdev::{Ended, TestDevice};
 
 /// How often one domain replaces the other.
@@ -58,15 +59,26 @@ pub(super) fn domains_are_replaced(
     bench: &mut Bench,
     replacement: Replacement,
 ) -> io::Result<String> {
-    let pages = [(ONE, bench.ram.page()?), (TWO, bench.ram.page()?)];
+    let Bench { ram, driver, test, .. } = bench;
+    each_write_goes_where_the_new_domain_leads(ram, driver, test, replacement)
+}
+
+/// As [`domains_are_replaced`], with parts of one's own.
+pub(super) fn each_write_goes_where_the_new_domain_leads(
+    ram: &Ram,
+    driver: &mut Driver,
+    test: &TestDevice,
+    replacement: Replacement,
+) -> io::Result<String> {
+    let pages = [(ONE, ram.page()?), (TWO, ram.page()?)];
     // a domain lives as long as something is attached to it
     for ((domain, page), keeper) in pages.into_iter().zip([EDU, SECOND]) {
-        bench.attach(domain, keeper)?;
-        bench.map(domain, HERE, page, Rights::ReadWrite)?;
+        driver.attach(domain, keeper).map_err(io::Error::other)?;
+        let mapped = driver.map(domain, page_range(HERE), page, Rights::ReadWrite);
+        mapped.map_err(io::Error::other)?;
     }
-    bench.attach(ONE, TEST)?;
-    let physical = bench.ram.physical(pages[0].1)?;
-    let Bench { ram, driver, test, .. } = bench;
+    driver.attach(ONE, TEST).map_err(io::Error::other)?;
+    let physical = ram.physical(pages[0].1)?;
     let load = Load {
         test: Mutex::new(test),
         over: AtomicBool::new(false),
@@ -92,7 +104,7 @@ pub(super) fn domains_are_replaced(
         return Err(io::Error::other(format!("{written} writes went through, {refused} did not")));
     }
     for (domain, _) in pages {
-        bench.unmap(domain, HERE)?;
+        driver.unmap(domain, page_range(HERE)).map_err(io::Error::other)?;
     }
     Ok(format!("{REPLACEMENTS} replacements, {written} writes meanwhile, {refused} refused"))
 }

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 
 use viommu_client::Rights;
 
+use super::load::{Replacement, each_write_goes_where_the_new_domain_leads};
 use crate::bench::{Driver, HERE, ONE, TEST, TEST_AT, TWO, boot, is_refused, page_range, reaches};
 use crate::check;
 use crate::daemon::Daemon;
@@ -13,6 +14,9 @@ use crate::pci::Function;
 use crate::ram::Ram;
 use crate::testdev::TestDevice;
 use crate::vmm::Vmm;
+
+/// Endpoints without a device: what is attached for them keeps a domain that the device leaves.
+const OTHERS: &str = "00:05.0-00:06.0";
 
 /// The VMM's part, which outlives every daemon.
 struct Machine {
@@ -36,7 +40,8 @@ impl Machine {
         let iommufd = self.vmm.iommufd.as_raw_fd();
         let device = self.vmm.devices.first().map_or(-1, AsRawFd::as_raw_fd);
         let endpoint = format!("00:04.0,vfio=fd:{device},iommufd=fd:{iommufd}");
-        let options = ["--endpoint", &endpoint, "--on-start", on_start, "--log-level", "info"];
+        let options = ["--endpoint", &endpoint, "--endpoint", OTHERS, "--on-start", on_start];
+        let options = [&options[..], &["--log-level", "info"]].concat();
         Daemon::start(&format!("/tmp/{on_start}"), &options)
     }
 
@@ -86,8 +91,12 @@ pub(super) fn play() -> io::Result<()> {
 
     let daemon = machine.serve("block")?;
     let blocked = machine.is_refused(HERE, second).and_then(|()| machine.is_refused(first, first));
-    let _driver = machine.attach(&daemon, ONE, first)?;
+    let mut driver = machine.attach(&daemon, ONE, first)?;
     let told = "blocked at a restart, whatever bypass says, until the guest attaches";
     check("block", blocked.map(|()| told.to_owned()));
+    driver.unmap(ONE, page_range(HERE)).map_err(io::Error::other)?;
+    let Machine { ram, test, .. } = &machine;
+    let gap = Replacement::Gap;
+    check("replaced", each_write_goes_where_the_new_domain_leads(ram, &mut driver, test, gap));
     Ok(())
 }
