@@ -7,6 +7,7 @@
 //! A second front-end waits at the socket until the first has left; then it finds a new device.
 
 mod control;
+mod device_events;
 mod door;
 pub(crate) mod signal;
 mod sys;
@@ -18,8 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use viommu_backend::vfio::{Counters, Vfio};
-use viommu_iotlb::{DeviceEvent, FaultRecord};
-use viommu_pasid::{EndpointId, Requester};
+use viommu_iotlb::DeviceEvent;
 
 use crate::device::{
     Connection, Device, KickTokens, Poll, Polling, Progress, Queue, Serving, Token, Trigger, Turn,
@@ -27,7 +27,6 @@ use crate::device::{
 };
 use crate::host::Host;
 use crate::iommu::{Iommu, StartError};
-use crate::protocol::Event;
 use control::Control;
 use door::Door;
 use signal::Signals;
@@ -334,7 +333,7 @@ impl Daemon {
         let mut device = self.device();
         device.host().first_mut().dispatch(&mut |event| heard.push(event));
         for event in heard.drain(..) {
-            react(&mut device, event);
+            device_events::react(&mut device, event);
         }
         device.sync();
         drop(device);
@@ -378,25 +377,4 @@ impl Daemon {
     fn device(&self) -> MutexGuard<'_, Device<Host>> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// One thing that a device process said.
-fn react(device: &mut Device<Host>, event: DeviceEvent) {
-    match event {
-        DeviceEvent::Connected { endpoint } => log::info!("device process of {endpoint} connected"),
-        DeviceEvent::Disconnected { endpoint } => log::info!("device process of {endpoint} left"),
-        DeviceEvent::FunctionReset { endpoint } => device.function_reset(endpoint),
-        DeviceEvent::FunctionStarted { endpoint } => device.function_started(endpoint),
-        DeviceEvent::Fault { endpoint, record } => report(device, endpoint, &record),
-    }
-}
-
-/// A fault on its way to the guest. Why the access was refused is the state machine's to say: the record
-/// is only a device process's claim.
-fn report(device: &mut Device<Host>, endpoint: EndpointId, record: &FaultRecord) {
-    log::debug!("fault of {endpoint}: {record:?}");
-    let FaultRecord { pasid, iova, access, second_level, .. } = *record;
-    let Some(reason) = device.iommu().fault_reason(Requester { endpoint, pasid }) else { return };
-    let address = Some(iova);
-    device.fault(Event { reason, access, endpoint, pasid, address, second_level });
 }

@@ -41,7 +41,7 @@ mod ring;
 
 pub use connection::{Connection, Progress};
 pub use counters::Counters;
-pub use patience::{Polling, WINDOW};
+pub use patience::{POLL_WINDOW, Polling};
 pub use poll::{Poll, Token, Trigger, Watched};
 
 use std::sync::Arc;

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 pub enum Polling {
     /// For so long after work; not at all if zero.
     Fixed(Duration),
-    /// For [`WINDOW`] after work, once batches have come closer together than that several times in a row.
+    /// For [`POLL_WINDOW`] after work, once batches have come closer together than that several times in a row.
     Adaptive,
 }
 
-/// What [`Polling::Adaptive`] spends on waiting for one batch: about as much as it takes to be woken
-/// across processors, and to go to sleep again.
-pub const WINDOW: Duration = Duration::from_micros(100);
+/// What [`Polling::Adaptive`] spends on waiting for one batch: two to four times what it takes to be woken
+/// across processors where that was measured (`docs/performance.md`).
+pub const POLL_WINDOW: Duration = Duration::from_micros(100);
 
 /// Batches close together that it takes at first.
 const CONVINCED_BY: u32 = 4;
@@ -59,7 +59,7 @@ impl Patience {
 
     /// A batch was answered: was it one of a series?
     fn worked(&mut self, now: Instant) {
-        let near = self.last.is_some_and(|last| now.saturating_duration_since(last) < WINDOW);
+        let near = self.last.is_some_and(|last| now.saturating_duration_since(last) < POLL_WINDOW);
         self.close = if near { self.close.saturating_add(1) } else { 0 };
         self.last = Some(now);
         if self.until.is_some() {
@@ -67,7 +67,7 @@ impl Patience {
             self.convinced_by = (self.convinced_by / 2).max(CONVINCED_BY);
         }
         let convinced = self.until.is_some() || self.close >= self.convinced_by;
-        self.until = if convinced { now.checked_add(WINDOW) } else { None };
+        self.until = if convinced { now.checked_add(POLL_WINDOW) } else { None };
     }
 
     /// There was nothing: if the window is over, the next one is harder to get.

@@ -46,8 +46,8 @@
 //!
 //! # What it leaves out
 //!
-//! PASIDs. The MMIO flag of a MAP: a hint about what is there, which the host knows. Translation does not
-//! depend on it.
+//! Page requests, and tables of PASIDs that are the guest's. The MMIO flag of a MAP: a hint about what is
+//! there, which the host knows. Translation does not depend on it.
 
 mod act;
 mod bound;
