@@ -33,13 +33,16 @@ const ARCHIVE: &str = "usr/src/linux-source-7.3.tar.xz";
 /// What both configurations begin with; the rest of tinyconfig stays.
 const COMMON: &str = include_str!("../../../tests/host/kernel/common.config");
 
+/// What both end with: what makes dma-bufs of BARs.
+const DMABUF: &str = include_str!("../../../tests/host/kernel/dmabuf.config");
+
 /// What is built for one architecture, and with what.
 struct Recipe {
     /// `ARCH` of the kernel's build.
     arch: &'static str,
     /// `CROSS_COMPILE`, where the machine's own compiler does not do.
     cross: &'static str,
-    /// What is added to [`COMMON`].
+    /// What stands between [`COMMON`] and [`DMABUF`].
     own: &'static str,
     /// The target, and where the image is then.
     target: &'static str,
@@ -72,7 +75,7 @@ impl Recipe {
 
     /// The configuration, and nothing that only people read.
     fn configuration(&self) -> String {
-        let lines = COMMON.lines().chain(self.own.lines());
+        let lines = [COMMON, self.own, DMABUF].into_iter().flat_map(str::lines);
         lines.filter(|line| line.starts_with("CONFIG_")).flat_map(|line| [line, "\n"]).collect()
     }
 }
