@@ -36,6 +36,38 @@ const fn special(
     Scenario { name, about, kernel, iommu, unplugs: false, inner: false, play: name, checks }
 }
 
+/// Registers of another device.
+const MMIO: Scenario = special(
+    "mmio",
+    "mappings that lead to another device's registers",
+    &["static", "dynamic", "gone", "shared"],
+);
+
+/// The same on a kernel without iommufd.
+const MMIO_TYPE1: Scenario = Scenario {
+    kernel: Kernel::Stock,
+    ..special(
+        "mmio-type1",
+        "type1: mappings that lead to another device's registers",
+        &["gone", "type1"],
+    )
+};
+
+/// Hot-unplug.
+const UNPLUG: Scenario = Scenario {
+    unplugs: true,
+    ..special(
+        "unplug",
+        "a function that the machine takes away while the daemon has it",
+        &["before", "others", "refused", "replaced", "gone"],
+    )
+};
+
+/// A scenario over Arm's IOMMU, too; `play` may hold it to more.
+const fn over_smmuv3(name: &'static str, play: &'static str, scenario: Scenario) -> Scenario {
+    Scenario { name, iommu: Iommu::SmmuV3, play, ..scenario }
+}
+
 /// All of them, in the order in which they run.
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -60,35 +92,18 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "a domain with a device process and a VFIO device",
         &["replaced", "both", "late", "refused"],
     ),
-    special(
-        "mmio",
-        "mappings that lead to another device's registers",
-        &["static", "dynamic", "gone", "shared"],
-    ),
-    Scenario {
-        name: "mmio-type1",
-        about: "type1: mappings that lead to another device's registers",
-        kernel: Kernel::Stock,
-        iommu: Iommu::IntelLegacy,
-        unplugs: false,
-        inner: false,
-        play: "mmio-type1",
-        checks: &["gone", "type1"],
-    },
+    MMIO,
+    over_smmuv3("mmio-smmuv3", "mmio", MMIO),
+    MMIO_TYPE1,
+    over_smmuv3("mmio-type1-smmuv3", "mmio-type1", MMIO_TYPE1),
     special(
         "restart",
         "the daemon killed, and started again with keep and block",
         &["taken", "killed", "keep", "replaced", "block"],
     ),
     special("memlock", "RLIMIT_MEMLOCK reached", &["replaced", "static", "dynamic"]),
-    Scenario {
-        unplugs: true,
-        ..special(
-            "unplug",
-            "a function that the machine takes away while the daemon has it",
-            &["before", "others", "refused", "replaced", "gone"],
-        )
-    },
+    UNPLUG,
+    over_smmuv3("unplug-smmuv3", "unplug-atomic", UNPLUG),
     Scenario {
         inner: true,
         ..special(

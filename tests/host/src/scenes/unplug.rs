@@ -20,7 +20,7 @@ const OPTION: &str = "00:07.0,vfio=0000:01:00.0";
 const TAKEN: &str = "was taken away";
 const UNPLUGGED: &str = "unplugged";
 
-pub(super) fn play() -> io::Result<()> {
+pub(super) fn play(replacement: Replacement) -> io::Result<()> {
     let plugged = Function::at(PLUGGED_AT);
     plugged.bind()?;
     let mut bench = Bench::open(&[OPTIONS, &["--endpoint", OPTION]].concat())?;
@@ -34,7 +34,7 @@ pub(super) fn play() -> io::Result<()> {
     check("others", others_go_on(&mut bench, page));
     check("refused", what_is_gone_cannot_be_attached(&mut bench));
     bench.unmap(ONE, HERE)?;
-    check("replaced", load::domains_are_replaced(&mut bench, Replacement::Gap));
+    check("replaced", load::domains_are_replaced(&mut bench, replacement));
     let Bench { daemon, driver, .. } = bench;
     drop(driver);
     daemon.end().map(drop)
