@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
-use crate::bench::{EDU_AT, TEST_AT};
+use crate::bench::{EDU_AT, SECOND_AT, TEST_AT};
 use crate::wait_until;
 
 /// Where our program is.
@@ -51,8 +51,8 @@ const MACHINE: &[&str] = &[
 ];
 
 /// What the guest's kernel is told; virtio-iommu remaps no interrupts, and VFIO then wants that said.
-const APPEND: &str =
-    "console=ttyS0 loglevel=1 panic=-1 no_timer_check vfio_iommu_type1.allow_unsafe_interrupts=1";
+const APPEND: &str = "console=ttyS0 loglevel=1 panic=-1 no_timer_check \
+    vfio_iommu_type1.allow_unsafe_interrupts=1 iommufd.allow_unsafe_interrupts=1";
 
 /// `launch` at work. Dropped, all of it is killed.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ pub(crate) enum Boots {
 }
 
 impl Launched {
-    /// Starts `launch` with both functions and these options, and waits until the guest runs.
+    /// Starts `launch` with all functions and these options, and waits until the guest runs.
     ///
     /// # Errors
     /// It ends before; the error has its last words.
@@ -97,7 +97,11 @@ impl Launched {
         fs::create_dir_all(&folder)?;
         let log = File::create(folder.join("launch.log"))?;
         let mut command = Command::new(PROGRAM);
-        command.args(["launch", "--vfio", TEST_AT, "--vfio", EDU_AT]).args(options).arg("--");
+        command.arg("launch");
+        for function in [TEST_AT, EDU_AT, SECOND_AT] {
+            command.args(["--vfio", function]);
+        }
+        command.args(options).arg("--");
         add_qemu(&mut command, &folder, boots);
         command.env("QEMU_MODULE_DIR", shared(PACKAGES).join(LIBRARIES).join("qemu"));
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;

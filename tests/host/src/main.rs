@@ -14,6 +14,7 @@ mod bench;
 mod daemon;
 mod edu;
 mod inner;
+mod iommufd;
 mod launched;
 mod pci;
 mod ram;

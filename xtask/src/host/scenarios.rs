@@ -40,7 +40,7 @@ const fn special(
 const MMIO: Scenario = special(
     "mmio",
     "mappings that lead to another device's registers",
-    &["static", "dynamic", "gone", "shared"],
+    &["static", "dynamic", "replaced", "gone", "shared"],
 );
 
 /// The same on a kernel without iommufd.
@@ -49,7 +49,7 @@ const MMIO_TYPE1: Scenario = Scenario {
     ..special(
         "mmio-type1",
         "type1: mappings that lead to another device's registers",
-        &["gone", "type1"],
+        &["gone", "replaced", "type1"],
     )
 };
 
@@ -93,7 +93,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         &["replaced", "both", "late", "refused"],
     ),
     MMIO,
-    over_smmuv3("mmio-smmuv3", "mmio", MMIO),
+    over_smmuv3("mmio-smmuv3", "mmio-atomic", MMIO),
     MMIO_TYPE1,
     over_smmuv3("mmio-type1-smmuv3", "mmio-type1", MMIO_TYPE1),
     special(
@@ -114,6 +114,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
                 "inner-written",
                 "inner-copied",
                 "inner-apart",
+                "inner-replaced",
                 "terminated",
                 "killed",
                 "guest",

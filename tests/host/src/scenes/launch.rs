@@ -1,9 +1,9 @@
-//! `launch`: a daemon and an unpatched QEMU share two functions of this machine, and a guest in that QEMU
+//! `launch`: a daemon and an unpatched QEMU share three functions of this machine, and a guest in that QEMU
 //! moves data through mappings of its own.
 
 use std::io;
 
-use crate::bench::{EDU_AT, TEST_AT, reaches};
+use crate::bench::{EDU_AT, SECOND_AT, TEST_AT, reaches};
 use crate::launched::{Boots, Launched, mount_shared};
 use crate::pci::Function;
 use crate::ram::Ram;
@@ -22,7 +22,7 @@ const UNKNOWN: u64 = 0;
 const NO_BYPASS: &[&str] = &["--boot-bypass", "off"];
 
 pub(super) fn play() -> io::Result<()> {
-    let functions = [TEST_AT, EDU_AT].map(Function::at);
+    let functions = [TEST_AT, EDU_AT, SECOND_AT].map(Function::at);
     for function in &functions {
         function.bind()?;
     }
@@ -39,15 +39,16 @@ fn write_to_its_memory(function: &Function) -> io::Result<Ended> {
 }
 
 /// Binds the functions anew and moves data, which only who has them alone can do.
-fn are_free([test, edu]: &[Function; 2]) -> io::Result<()> {
+fn are_free(functions: &[Function; 3]) -> io::Result<()> {
     let ram = Ram::new()?;
     let page = ram.page()?;
-    let _vmm = Vmm::new(&[test, edu], &ram)?;
+    let _vmm = Vmm::new(&functions.each_ref(), &ram)?;
+    let [test, ..] = functions;
     reaches(&TestDevice::open(test)?, &ram, page, page)
 }
 
-fn a_guest_boots_and_its_end_is_the_end(functions: &[Function; 2]) -> io::Result<String> {
-    let [test, _] = functions;
+fn a_guest_boots_and_its_end_is_the_end(functions: &[Function; 3]) -> io::Result<String> {
+    let [test, ..] = functions;
     let mut launched = Launched::start("guest", NO_BYPASS, &Boots::Inner)?;
     let parts = launched.parts()?;
     // QEMU has mapped all its memory for the function, and that is replaced before the guest has begun
@@ -59,10 +60,10 @@ fn a_guest_boots_and_its_end_is_the_end(functions: &[Function; 2]) -> io::Result
     expect("the exit status", &status.code(), &Some(0))?;
     parts.are_gone()?;
     are_free(functions)?;
-    Ok("two functions, the guest's end is the end, and they are free again".to_owned())
+    Ok("three functions, the guest's end is the end, and they are free again".to_owned())
 }
 
-fn sigterm_ends_both([test, _]: &[Function; 2]) -> io::Result<String> {
+fn sigterm_ends_both([test, ..]: &[Function; 3]) -> io::Result<String> {
     let mut launched = Launched::start("terminated", &[], &Boots::Nothing)?;
     let parts = launched.parts()?;
     expect("the DMA with bypass ended", &write_to_its_memory(test)?, &Ended::Elsewhere)?;

@@ -24,7 +24,7 @@ pub(crate) enum Replacement {
 }
 
 /// A device that writes without a pause, until it is told to end.
-struct Load<'a> {
+pub(crate) struct Load<'a> {
     test: Mutex<&'a TestDevice>,
     over: AtomicBool,
     written: AtomicU32,
@@ -46,7 +46,10 @@ impl Load<'_> {
     }
 
     /// One use of the device, which has one set of registers.
-    fn with<T>(&self, work: impl FnOnce(&TestDevice) -> io::Result<T>) -> io::Result<T> {
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&TestDevice) -> io::Result<T>) -> io::Result<T> {
         let held = self.test.lock().map_err(|_| io::Error::other("the other thread panicked"))?;
         work(&held)
     }
@@ -79,32 +82,48 @@ pub(super) fn each_write_goes_where_the_new_domain_leads(
     }
     driver.attach(ONE, TEST).map_err(io::Error::other)?;
     let physical = ram.physical(pages[0].1)?;
+    let said = while_it_writes(test, physical, replacement, |load| {
+        for (domain, page) in pages.into_iter().rev().cycle().take(REPLACEMENTS as usize) {
+            driver.attach(domain, TEST).map_err(io::Error::other)?;
+            load.with(|test| reaches(test, ram, HERE, page))?;
+        }
+        Ok(REPLACEMENTS)
+    })?;
+    for (domain, _) in pages {
+        driver.unmap(domain, page_range(HERE)).map_err(io::Error::other)?;
+    }
+    Ok(said)
+}
+
+/// Has the device write to [`HERE`] while `replace` replaces what that leads to, and says how often; the
+/// device looks for what it has written at `physical`, which decides nothing here.
+///
+/// # Errors
+/// Those of `replace` and of the device; nothing was written meanwhile; a write was refused that should not
+/// have been.
+pub(crate) fn while_it_writes(
+    test: &TestDevice,
+    physical: u64,
+    replacement: Replacement,
+    replace: impl FnOnce(&Load<'_>) -> io::Result<u32>,
+) -> io::Result<String> {
     let load = Load {
         test: Mutex::new(test),
         over: AtomicBool::new(false),
         written: AtomicU32::new(0),
         refused: AtomicU32::new(0),
     };
-    let mut replace = || -> io::Result<()> {
-        for (domain, page) in pages.into_iter().rev().cycle().take(REPLACEMENTS as usize) {
-            driver.attach(domain, TEST).map_err(io::Error::other)?;
-            load.with(|test| reaches(test, ram, HERE, page))?;
-        }
-        Ok(())
-    };
     let (replaced, loaded) = std::thread::scope(|scope| {
         let thread = scope.spawn(|| load.run(physical));
-        let replaced = replace();
+        let replaced = replace(&load);
         load.over.store(true, Ordering::Relaxed);
         (replaced, thread.join().unwrap_or_else(|_| Err(io::Error::other("the load panicked"))))
     });
-    replaced.and(loaded)?;
+    let times = replaced?;
+    loaded?;
     let (written, refused) = (load.written.into_inner(), load.refused.into_inner());
     if written == 0 || (refused > 0 && replacement == Replacement::Atomic) {
         return Err(io::Error::other(format!("{written} writes went through, {refused} did not")));
     }
-    for (domain, _) in pages {
-        driver.unmap(domain, page_range(HERE)).map_err(io::Error::other)?;
-    }
-    Ok(format!("{REPLACEMENTS} replacements, {written} writes meanwhile, {refused} refused"))
+    Ok(format!("{times} replacements, {written} writes meanwhile, {refused} refused"))
 }

@@ -2,7 +2,7 @@
 
 mod basic;
 mod launch;
-mod load;
+pub(crate) mod load;
 mod memlock;
 mod mixed;
 mod mmio;
@@ -25,7 +25,8 @@ pub(crate) fn play(name: &str) -> io::Result<()> {
         "atomic" => basic::play(Replacement::Atomic),
         "gap" => basic::play(Replacement::Gap),
         "mixed" => mixed::play(),
-        "mmio" => mmio::play(),
+        "mmio" => mmio::play(Replacement::Gap),
+        "mmio-atomic" => mmio::play(Replacement::Atomic),
         "mmio-type1" => mmio::play_type1(),
         "restart" => restart::play(),
         "memlock" => memlock::play(),
