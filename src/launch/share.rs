@@ -42,13 +42,15 @@ pub(super) fn file_of(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Asks with one line, and waits for one.
+/// Asks with one line, and waits for one. An end instead of it is [`io::ErrorKind::UnexpectedEof`].
 pub(super) fn ask(mut socket: UnixStream, line: &str, within: Duration) -> io::Result<String> {
     socket.set_read_timeout(Some(within))?;
     // In one piece: a line that is formatted into a socket arrives in several.
     socket.write_all(format!("{line}\n").as_bytes())?;
     let mut answer = String::new();
-    BufReader::new(socket).read_line(&mut answer)?;
+    if BufReader::new(socket).read_line(&mut answer)? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     Ok(answer.trim_end().to_owned())
 }
 

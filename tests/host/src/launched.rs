@@ -85,10 +85,13 @@ pub(crate) enum Boots {
     Inner,
     /// Nothing: firmware looks for something to boot until it is ended.
     Nothing,
+    /// It is no QEMU: what we start never answers.
+    NoQemu,
 }
 
 impl Launched {
-    /// Starts `launch` with all functions and these options, and waits until the guest runs.
+    /// Starts `launch` with all functions and these options, and waits until the guest runs; where none ever
+    /// will, until both processes are there.
     ///
     /// # Errors
     /// It ends before; the error has its last words.
@@ -102,14 +105,23 @@ impl Launched {
             command.args(["--vfio", function]);
         }
         command.args(options).arg("--");
-        add_qemu(&mut command, &folder, boots);
-        command.env("QEMU_MODULE_DIR", shared(PACKAGES).join(LIBRARIES).join("qemu"));
+        match boots {
+            Boots::NoQemu => {
+                // what launch adds becomes the script's arguments
+                command.args(["sh", "-c", "exec sleep 1000"]);
+            }
+            Boots::Inner | Boots::Nothing => add_qemu(&mut command, &folder, boots),
+        }
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
         let mut launched = Self { child, folder };
         let mut ended = false;
         wait_until("the guest runs", || {
             ended = launched.child.try_wait().is_ok_and(|status| status.is_some());
-            ended || launched.log().contains(RUNS)
+            let ready = match boots {
+                Boots::NoQemu => launched.parts().is_ok(),
+                Boots::Inner | Boots::Nothing => launched.log().contains(RUNS),
+            };
+            ended || ready
         })?;
         if ended { Err(io::Error::other(launched.log())) } else { Ok(launched) }
     }
@@ -147,12 +159,12 @@ impl Launched {
         both.ok_or_else(|| io::Error::other("launch has not two processes"))
     }
 
-    /// SIGTERM to `launch` alone.
+    /// A signal to `launch` alone.
     ///
     /// # Errors
     /// It has ended.
-    pub(crate) fn terminate(&self) -> io::Result<()> {
-        Ok(kill_process(Pid::from_child(&self.child), Signal::TERM)?)
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
     /// Waits for its end.
@@ -204,6 +216,7 @@ impl Parts {
 fn add_qemu(command: &mut Command, folder: &Path, boots: &Boots) {
     let root = shared(PACKAGES);
     let libraries = root.join(LIBRARIES);
+    command.env("QEMU_MODULE_DIR", libraries.join("qemu"));
     let path = format!("{}:{}", libraries.display(), libraries.join("pulseaudio").display());
     command.arg(libraries.join("ld-linux-x86-64.so.2")).arg("--library-path").arg(path);
     command.arg(root.join("usr/bin/qemu-system-x86_64"));

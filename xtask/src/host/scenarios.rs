@@ -117,6 +117,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
                 "inner-replaced",
                 "terminated",
                 "killed",
+                "orphaned",
+                "early",
                 "guest",
             ],
         )

@@ -3,6 +3,8 @@
 
 use std::io;
 
+use rustix::process::Signal;
+
 use crate::bench::{EDU_AT, SECOND_AT, TEST_AT, reaches};
 use crate::launched::{Boots, Launched, mount_shared};
 use crate::pci::Function;
@@ -29,6 +31,8 @@ pub(super) fn play() -> io::Result<()> {
     mount_shared()?;
     check("terminated", sigterm_ends_both(&functions));
     check("killed", the_daemons_death_ends_qemu());
+    check("orphaned", launchs_own_death_ends_both(&functions));
+    check("early", sigterm_is_heard_before_the_guest_runs());
     check("guest", a_guest_boots_and_its_end_is_the_end(&functions));
     Ok(())
 }
@@ -67,7 +71,7 @@ fn sigterm_ends_both([test, ..]: &[Function; 3]) -> io::Result<String> {
     let mut launched = Launched::start("terminated", &[], &Boots::Nothing)?;
     let parts = launched.parts()?;
     expect("the DMA with bypass ended", &write_to_its_memory(test)?, &Ended::Elsewhere)?;
-    launched.terminate()?;
+    launched.signal(Signal::TERM)?;
     let status = launched.wait()?;
     expect("the exit status", &status.code(), &Some(0))?;
     parts.are_gone()?;
@@ -84,4 +88,24 @@ fn the_daemons_death_ends_qemu() -> io::Result<String> {
     let told = "the daemon has ended (signal: 9 (SIGKILL)): QEMU was ended, too";
     expect("launch says why", &launched.log().contains(told), &true)?;
     Ok("a daemon that was killed took QEMU along, and launch said so".to_owned())
+}
+
+fn launchs_own_death_ends_both(functions: &[Function; 3]) -> io::Result<String> {
+    let mut launched = Launched::start("orphaned", NO_BYPASS, &Boots::Nothing)?;
+    let parts = launched.parts()?;
+    launched.signal(Signal::KILL)?;
+    launched.wait()?;
+    wait_until("both are gone", || parts.are_gone().is_ok())?;
+    are_free(functions)?;
+    Ok("SIGKILL to launch ended QEMU and the daemon, and the functions are free".to_owned())
+}
+
+fn sigterm_is_heard_before_the_guest_runs() -> io::Result<String> {
+    let mut launched = Launched::start("early", NO_BYPASS, &Boots::NoQemu)?;
+    let parts = launched.parts()?;
+    launched.signal(Signal::TERM)?;
+    let status = launched.wait()?;
+    expect("the exit status", &status.code(), &Some(128 + Signal::TERM.as_raw()))?;
+    parts.are_gone()?;
+    Ok("SIGTERM ended a launch whose QEMU never answered".to_owned())
 }
