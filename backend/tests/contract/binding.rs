@@ -10,7 +10,7 @@ use viommu_pasid::{FirstTable, Requester};
 use viommu_pgtable::{Access, Granule, Iova, Mapping, PhysAddr, TableStore};
 
 use crate::guest::{Driver, Guest};
-use crate::{ONE, PAGE, Subject, TWO, mapping, pasid, recording, rid, software_of};
+use crate::subject::{ONE, PAGE, Subject, TWO, mapping, pasid, recording, rid, software_of};
 
 const THREE: DomainId = DomainId::new(3);
 

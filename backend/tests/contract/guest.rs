@@ -12,7 +12,7 @@ use viommu_pgtable::{
     TableMemory, TableStore, VtdFirst,
 };
 
-use crate::{PAGE, mapping};
+use crate::subject::{PAGE, mapping};
 
 /// Guest memory: what was never written is 0, and there is memory up to [`Guest::END`].
 #[derive(Default)]

@@ -9,7 +9,7 @@ use viommu_iotlb::Arch;
 use viommu_pgtable::{Access, Iova};
 
 use crate::guest::{Driver, Guest};
-use crate::{ONE, PAGE, TWO, mapping, pasid, recording, software_of};
+use crate::subject::{ONE, PAGE, TWO, mapping, pasid, recording, software_of};
 
 /// Where the guest's tables are, and so many pages of them.
 const TABLES: u64 = 0x100;

@@ -7,7 +7,7 @@ use viommu_pasid::{FirstTable, Requester};
 use viommu_pgtable::{Access, Iova, Mapping, PhysAddr};
 
 use crate::guest::{Driver, Guest};
-use crate::{PAGE, Subject, mapping, pasid, recording, rid, try_software};
+use crate::subject::{PAGE, Subject, mapping, pasid, recording, rid, try_software};
 
 const DOMAINS: u32 = 4;
 /// How far memory is, in pages, from where a driver behind a second level sees it.
