@@ -5,6 +5,9 @@
 //! device of that QEMU does one DMA, its IOMMU walks, and the result is compared with what our
 //! lookups and walks say of the very same bytes: where they move, or which fault is recorded.
 //!
+//! One more comparison needs what is cached: a VT-d unit's device goes from one domain to another, and
+//! writes at each step ([`vtd::Replacement`]).
+//!
 //! What it guarantees: a seed names all tables and accesses; a word of the tables is spoiled, used
 //! and mended before the next, so no case depends on another; what differs counts as an exception
 //! only if the exception's own prediction, made before QEMU is asked, is met to the bit; nothing is

@@ -78,6 +78,17 @@ pub fn fill<F: Format>(
     Ok(Filled { root: table.root(), mappings })
 }
 
+/// Builds a table of one mapping in `region`; its root.
+///
+/// # Errors
+/// As [`fill`].
+pub fn single<F: Format>(format: F, region: &mut Region, mapping: &Mapping) -> Result<PhysAddr> {
+    let mut table = Table::new(format, region).map_err(Error::build)?;
+    table.map(region, mapping).map_err(Error::build)?;
+    region.check()?;
+    Ok(table.root())
+}
+
 /// A random mapping, perhaps near `near`; `None` if it came out wider than the table.
 fn draw<F: Format>(
     format: &F,

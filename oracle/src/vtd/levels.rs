@@ -1,6 +1,8 @@
 //! A VT-d page table of either level.
 
-use viommu_pgtable::{Access, Format, Iova, PhysAddr, TableMemory, VtdFirst, VtdSecond, walk};
+use viommu_pgtable::{
+    Access, Format, Iova, Mapping, PhysAddr, TableMemory, VtdFirst, VtdSecond, walk,
+};
 
 use super::condition::Condition;
 use super::mode::Mode;
@@ -54,6 +56,14 @@ impl Levels {
         match self {
             Self::First(format) => tables::fill(format, region, landing, random),
             Self::Second(format) => tables::fill(format, region, landing, random),
+        }
+    }
+
+    /// A table of one mapping; its root.
+    pub(super) fn single(self, region: &mut Region, mapping: &Mapping) -> Result<PhysAddr> {
+        match self {
+            Self::First(format) => tables::single(format, region, mapping),
+            Self::Second(format) => tables::single(format, region, mapping),
         }
     }
 

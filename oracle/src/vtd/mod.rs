@@ -6,6 +6,7 @@ mod levels;
 mod lookup;
 mod mode;
 mod registers;
+mod replacement;
 mod tables;
 mod verdict;
 
@@ -15,6 +16,7 @@ use viommu_pgtable::{Iova, PhysAddr, TableMemory};
 
 pub use mode::Mode;
 pub use registers::Record;
+pub use replacement::{Reached, Replacement};
 
 use self::registers::Registers;
 use self::tables::Tables;

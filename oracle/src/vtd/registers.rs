@@ -2,6 +2,7 @@
 
 use viommu_pgtable::PhysAddr;
 
+use super::mode::Mode;
 use crate::emulator::Emulator;
 use crate::error::{Error, Result};
 use crate::memory::GuestRam;
@@ -47,6 +48,15 @@ mod descriptor {
     pub(super) const PASID: u64 = 0x7 | 3 << 4;
     /// Wait, with a status write; the status is at 63:32.
     pub(super) const WAIT: u64 = 0x5 | 1 << 5;
+
+    /// Context cache, of one function: domain at 31:16, function at 47:32.
+    pub(super) const CONTEXT_OF_FUNCTION: u64 = 0x1 | 3 << 4;
+    /// IOTLB, of one domain, which is at 31:16.
+    pub(super) const IOTLB_OF_DOMAIN: u64 = 0x2 | 2 << 4;
+    /// PASID cache, of one PASID: domain at 31:16, PASID at 51:32.
+    pub(super) const PASID_OF_DOMAIN: u64 = 0x7 | 1 << 4;
+    /// IOTLB, of a first level and one PASID: domain at 31:16, PASID at 51:32.
+    pub(super) const IOTLB_OF_PASID: u64 = 0x6 | 2 << 4;
 }
 
 /// A fault record (11.4.7.6).
@@ -106,14 +116,41 @@ impl Registers {
     /// # Errors
     /// If the unit does not say that it is done.
     pub(super) fn invalidate(&mut self, machine: &mut Emulator, ram: &GuestRam) -> Result<()> {
+        let pasids = self.scalable.then_some(descriptor::PASID);
+        let work = [Some(descriptor::CONTEXT), pasids, Some(descriptor::IOTLB)];
+        self.carry_out(machine, ram, &work.into_iter().flatten().collect::<Vec<_>>())
+    }
+
+    /// Drops what the unit has cached of `bdf` without a PASID, which is in domain `tag`: what the
+    /// manual asks for when the entry that leads it there is not present any more (6.5.3.3).
+    ///
+    /// # Errors
+    /// As [`invalidate`](Self::invalidate).
+    pub(super) fn invalidate_one(
+        &mut self,
+        machine: &mut Emulator,
+        ram: &GuestRam,
+        (mode, bdf, tag): (Mode, u16, u16),
+    ) -> Result<()> {
+        let work = match mode {
+            Mode::Legacy(_) => [
+                descriptor::CONTEXT_OF_FUNCTION | u64::from(bdf) << 32,
+                descriptor::IOTLB_OF_DOMAIN,
+            ],
+            Mode::ScalableSecond(_) => [descriptor::PASID_OF_DOMAIN, descriptor::IOTLB_OF_DOMAIN],
+            Mode::ScalableFirst => [descriptor::PASID_OF_DOMAIN, descriptor::IOTLB_OF_PASID],
+        };
+        self.carry_out(machine, ram, &work.map(|word| word | u64::from(tag) << 16))
+    }
+
+    /// Has the unit carry out the descriptors with these first words, and waits.
+    fn carry_out(&mut self, machine: &mut Emulator, ram: &GuestRam, work: &[u64]) -> Result<()> {
         self.status = self.status.wrapping_add(1);
         let wait = descriptor::WAIT | u64::from(self.status) << 32;
         let status_at = PhysAddr::new(self.queue.raw() + QUEUE_BYTES);
-        self.push(ram, [descriptor::CONTEXT, 0])?;
-        if self.scalable {
-            self.push(ram, [descriptor::PASID, 0])?;
+        for word in work {
+            self.push(ram, [*word, 0])?;
         }
-        self.push(ram, [descriptor::IOTLB, 0])?;
         self.push(ram, [wait, status_at.raw()])?;
         machine.run(Batch::new().write64(QUEUE_TAIL, self.tail))?;
         let mut status = [0; 4];

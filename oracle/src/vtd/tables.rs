@@ -14,7 +14,8 @@ use crate::random::Random;
 use crate::region::Region;
 use crate::tables::Landing;
 
-/// The domain id in all entries: everything cached is dropped before each access.
+/// The domain id in all entries that are filled at random: everything cached is dropped before each
+/// access.
 const DOMAIN_TAG: u16 = 5;
 /// One table in so many is none: requests pass through.
 const UNTRANSLATED: u64 = 16;
@@ -60,11 +61,28 @@ impl Tables {
             self.mappings = filled.mappings;
             Some(filled.root)
         };
+        bdfs.into_iter().try_for_each(|bdf| self.lead(region, bdf, DOMAIN_TAG, root))
+    }
+
+    /// Leads the function `bdf` through the table at `root`, in domain `tag`; without one it is not
+    /// translated.
+    pub(super) fn lead(
+        &self,
+        region: &mut Region,
+        bdf: u16,
+        tag: u16,
+        root: Option<PhysAddr>,
+    ) -> Result<()> {
         match self.lookup.mode {
-            Mode::Legacy(_) => self.lead_legacy(region, bdfs, root)?,
-            _ => self.lead_scalable(region, bdfs, root)?,
+            Mode::Legacy(_) => self.lead_legacy(region, bdf, tag, root)?,
+            _ => self.lead_scalable(region, bdf, tag, root)?,
         }
         region.check()
+    }
+
+    /// A table of one mapping; its root.
+    pub(super) fn single(&self, region: &mut Region, mapping: &Mapping) -> Result<PhysAddr> {
+        self.levels.single(region, mapping)
     }
 
     fn width(&self) -> Result<AddressWidth> {
@@ -74,24 +92,23 @@ impl Tables {
     fn lead_legacy(
         &self,
         region: &mut Region,
-        bdfs: [u16; 2],
+        bdf: u16,
+        domain_tag: u16,
         root: Option<PhysAddr>,
     ) -> Result<()> {
         let translation = match root {
             Some(root) => LegacyTranslation::SecondLevel { root },
             None => LegacyTranslation::PassThrough,
         };
-        let context = LegacyContext { domain_tag: DOMAIN_TAG, width: self.width()?, translation };
-        for bdf in bdfs {
-            legacy::set_context(region, self.lookup.root, bdf, &context).map_err(Error::build)?;
-        }
-        Ok(())
+        let context = LegacyContext { domain_tag, width: self.width()?, translation };
+        legacy::set_context(region, self.lookup.root, bdf, &context).map_err(Error::build)
     }
 
     fn lead_scalable(
         &self,
         region: &mut Region,
-        bdfs: [u16; 2],
+        bdf: u16,
+        domain_tag: u16,
         root: Option<PhysAddr>,
     ) -> Result<()> {
         let width = self.width()?;
@@ -104,14 +121,10 @@ impl Tables {
             }),
             (Some(root), _) => Translation::SecondLevel { root, width },
         };
-        for bdf in bdfs {
-            let table = PasidTable::new(region, 0).map_err(Error::build)?;
-            let entry = PasidEntry { domain_tag: DOMAIN_TAG, translation };
-            table.set(region, 0, &entry).map_err(Error::build)?;
-            self.widen(region, &table)?;
-            self.table.set_context(region, bdf, &table.context()).map_err(Error::build)?;
-        }
-        Ok(())
+        let table = PasidTable::new(region, 0).map_err(Error::build)?;
+        table.set(region, 0, &PasidEntry { domain_tag, translation }).map_err(Error::build)?;
+        self.widen(region, &table)?;
+        self.table.set_context(region, bdf, &table.context()).map_err(Error::build)
     }
 
     /// Sets AW of a first level's entry to 48 bits. It means nothing there, but QEMU looks at it.
