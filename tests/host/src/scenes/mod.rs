@@ -24,6 +24,7 @@ pub(crate) fn play(name: &str) -> io::Result<()> {
         "plain" => plain::play(),
         "atomic" => basic::play(Replacement::Atomic),
         "gap" => basic::play(Replacement::Gap),
+        "gap-kept" => basic::play(Replacement::GapAndKept),
         "mixed" => mixed::play(),
         "mmio" => mmio::play(Replacement::Gap),
         "mmio-atomic" => mmio::play(Replacement::Atomic),
