@@ -123,17 +123,20 @@ fn given(
     devices: Vec<(EndpointId, OwnedFd)>,
     on_start: OnStart,
 ) -> Result<Opened, VfioError> {
+    if !iommufd.is_one() {
+        return Err(VfioError::NotIommufd);
+    }
     let (mut opened, mut reserved) = (BTreeMap::new(), BTreeMap::new());
     let mut groups = Groups::default();
     for (endpoint, cdev) in devices {
         let no_device = |source| VfioError::NoDevice { device: format!("{endpoint}'s"), source };
-        let sysfs = Sysfs::of(cdev.as_fd()).map_err(no_device)?;
+        let sysfs = Sysfs::of(cdev.as_fd()).map_err(|_| VfioError::NotCdev { endpoint })?;
         groups.take(&sysfs)?;
         reserved.insert(endpoint, sysfs.reserved().map_err(no_device)?);
         let cdev = Cdev(cdev);
         opened.insert(endpoint, Device { cdev, id: None, place: Place::Nowhere });
     }
-    // What the IOMMU's width is shows when the devices are bound.
+    // What the IOMMU's width is shows when the devices are attached: `adopt` narrows this.
     let kernel =
         kernel(iommufd, opened, (None, Identity::Vmm(None)), Common::default().capabilities());
     let endpoints: Vec<_> = reserved.keys().copied().collect();
@@ -225,7 +228,7 @@ fn probe(iommufd: &Iommufd) -> Result<(), VfioError> {
 
 /// What all devices can map.
 #[derive(Debug)]
-struct Common {
+pub(super) struct Common {
     alignment: u64,
     last: Iova,
 }
@@ -237,13 +240,13 @@ impl Default for Common {
 }
 
 impl Common {
-    fn narrow(&mut self, usable: &Usable) {
+    pub(super) fn narrow(&mut self, usable: &Usable) {
         self.alignment = self.alignment.max(usable.alignment);
         let last = usable.ranges.iter().map(IovaRange::last).max();
         self.last = self.last.min(last.unwrap_or(Iova::new(0)));
     }
 
-    fn capabilities(&self) -> Capabilities {
+    pub(super) fn capabilities(&self) -> Capabilities {
         let bits = u64::BITS - self.last.raw().leading_zeros();
         Capabilities {
             page_size_mask: self.alignment.wrapping_neg(),

@@ -21,6 +21,9 @@ use viommu_pgtable::{Access, Iova, IovaRange};
 /// doorbell and a few for firmware.
 const MAX_RANGES: u32 = 256;
 
+/// The id that no object has: the kernel counts from 1.
+const NO_OBJECT: u32 = 0;
+
 /// `_IO(IOMMUFD_TYPE, command)`.
 const fn iommufd(command: u32) -> u32 {
     (abi::IOMMUFD_TYPE as u32) << 8 | command
@@ -99,6 +102,12 @@ pub(super) struct Usable {
 }
 
 impl Iommufd {
+    /// Whether it is an iommufd: other files do not know the call.
+    pub(super) fn is_one(&self) -> bool {
+        let unknown = |error: &io::Error| error.raw_os_error() == Some(libc::ENOTTY);
+        !self.destroy(NO_OBJECT).is_err_and(|error| unknown(&error))
+    }
+
     /// A new address space, with nothing mapped.
     pub(super) fn ioas_alloc(&self) -> io::Result<u32> {
         let mut alloc =
@@ -274,4 +283,18 @@ fn flags(access: Access) -> u32 {
         flags |= abi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE;
     }
     flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::fs::File;
+
+    #[test]
+    fn another_file_is_no_iommufd() {
+        for path in ["/dev/null", "/proc/self/exe"] {
+            assert!(!Iommufd(File::open(path).unwrap().into()).is_one(), "{path}");
+        }
+    }
 }

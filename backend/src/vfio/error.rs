@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use viommu_pasid::EndpointId;
+
 use super::BarWindow;
 use crate::HostError;
 
@@ -30,8 +32,8 @@ pub enum VfioError {
     },
     /// The kernel has no iommufd, or no descriptors of devices.
     #[error(
-        "{device}: {missing}: the kernel needs CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV (Linux 6.6), or \
-         take --host-iommu type1"
+        "{device}: {missing}: the kernel needs CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV (Linux 6.6); only \
+         a daemon that opens its devices itself can do without, with --host-iommu type1"
     )]
     NoIommufd {
         /// Its address.
@@ -39,6 +41,17 @@ pub enum VfioError {
         /// What is not there.
         missing: &'static str,
     },
+    /// What was given as a device is something else.
+    #[error(
+        "the descriptor that was given for {endpoint} is of no VFIO device: open /dev/vfio/devices/vfioN"
+    )]
+    NotCdev {
+        /// The endpoint.
+        endpoint: EndpointId,
+    },
+    /// What was given as iommufd is something else.
+    #[error("the descriptor that was given as iommufd is of something else: open /dev/iommu")]
+    NotIommufd,
     /// A file cannot be opened.
     #[error("{}: {source}", path.display())]
     Open {

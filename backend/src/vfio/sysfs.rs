@@ -12,6 +12,9 @@ use viommu_pgtable::{Iova, IovaRange};
 
 use super::VfioError;
 
+/// The folder in which a device has its VFIO descriptors.
+const CDEVS: &str = "vfio-dev";
+
 /// A PCI function of the host: `SSSS:BB:DD.F`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciAddress(EndpointId);
@@ -72,7 +75,13 @@ impl Sysfs {
     pub(crate) fn of(descriptor: impl AsFd) -> io::Result<Self> {
         let number = rustix::fs::fstat(descriptor)?.st_rdev;
         let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-        Path::new(&format!("/sys/dev/char/{major}:{minor}/device")).canonicalize().map(Self)
+        let entry = Path::new(&format!("/sys/dev/char/{major}:{minor}")).canonicalize()?;
+        // other drivers' descriptors have devices with groups, too
+        let is_vfio = entry.parent().is_some_and(|folder| folder.ends_with(CDEVS));
+        if !is_vfio {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        entry.join("device").canonicalize().map(Self)
     }
 
     /// The driver that it is bound to.
@@ -82,7 +91,7 @@ impl Sysfs {
 
     /// The path of its VFIO descriptor; `None` where the kernel has none (CONFIG_VFIO_DEVICE_CDEV).
     pub(crate) fn cdev(&self) -> Option<PathBuf> {
-        let entry = fs::read_dir(self.0.join("vfio-dev")).ok()?.find_map(Result::ok)?;
+        let entry = fs::read_dir(self.0.join(CDEVS)).ok()?.find_map(Result::ok)?;
         Some(Path::new("/dev/vfio/devices").join(entry.file_name()))
     }
 
@@ -205,6 +214,12 @@ mod tests {
         let refused = groups.take(&device("0000:65:00.1", "7")).unwrap_err().to_string();
         let told = "0000:65:00.1 and 0000:65:00.0 are both in IOMMU group 7";
         assert!(refused.starts_with(told), "{refused}");
+    }
+
+    #[test]
+    fn a_descriptor_of_something_else_is_no_device() {
+        assert!(Sysfs::of(fs::File::open("/dev/null").unwrap()).is_err());
+        assert!(Sysfs::of(tempfile::tempfile().unwrap()).is_err());
     }
 
     #[test]
