@@ -343,9 +343,11 @@ impl Daemon {
     /// What the launcher says; one that is gone says nothing more.
     fn hear_launcher(&mut self) {
         let Some(control) = &self.control else { return };
-        let heard = control.get().hear(&mut || match self.device().host().second_mut() {
-            Some(vfio) => vfio.adopt().map_err(|error| error.to_string()),
-            None => Err("there are no VFIO devices".to_owned()),
+        let heard = control.get().hear(&mut || {
+            let mut device = self.device();
+            let vfio = device.host().second_mut().ok_or("there are no VFIO devices")?;
+            vfio.adopt().map_err(|error| error.to_string())?;
+            device.narrow().map_err(|error| error.to_string())
         });
         if heard.is_break() {
             self.control = None;

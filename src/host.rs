@@ -8,7 +8,7 @@ use viommu_backend::iommufd::{self, Devices};
 use viommu_backend::vfio::{self, Opened, PciAddress, Reserved, ReservedKind, Vfio, VfioError};
 use viommu_backend::{HostIommu, Mixed, SoftwareIommu, type1};
 use viommu_pasid::EndpointId;
-use viommu_pgtable::{Iova, IovaRange};
+use viommu_pgtable::IovaRange;
 
 use crate::config::{Config, HostInterface, OnStart, Pin, VfioDevice};
 use crate::protocol::{ResvKind, ResvMem};
@@ -51,10 +51,10 @@ pub fn with_vfio(
             endpoint.spec.reserved = merge(&endpoint.spec.reserved, reserved);
         }
     }
-    narrow(config, vfio.capabilities().input_bits);
     if config.vfio.on_start != OnStart::Boot && config.vfio.control.is_none() {
         vfio.adopt().map_err(|error| VfioError::Setup { what: "devices of the VMM", error })?;
     }
+    config.settings.narrow(vfio.capabilities().input_bits);
     let endpoints: Vec<_> = vfio.endpoints().collect();
     Ok(Mixed::with(tables, vfio, endpoints))
 }
@@ -112,19 +112,6 @@ fn devices(config: &Config, descriptors: &mut Descriptors) -> Result<Option<Devi
     })
 }
 
-/// Cuts the guest's IOVAs to `bits`.
-fn narrow(config: &mut Config, bits: u8) {
-    let input = config.settings.input;
-    let Some(end) = 1_u64.checked_shl(bits.into()) else { return };
-    let last = Iova::new(end - 1);
-    if last < input.last()
-        && let Some(cut) = IovaRange::new(input.start(), last)
-    {
-        log::info!("the host's IOMMU translates {bits} bits: the guest's range is {cut}");
-        config.settings.input = cut;
-    }
-}
-
 /// What a PROBE tells: the guest's own window for interrupts, and what the host reserves. Where they
 /// overlap they are one window: the guest cannot use either part.
 fn merge(own: &[ResvMem], host: &[Reserved]) -> Vec<ResvMem> {
@@ -153,6 +140,7 @@ fn union(one: IovaRange, other: IovaRange) -> IovaRange {
 mod tests {
     use super::*;
     use crate::iommu::X86_MSI_WINDOW;
+    use viommu_pgtable::Iova;
 
     fn range(first: u64, last: u64) -> IovaRange {
         IovaRange::new(Iova::new(first), Iova::new(last)).unwrap()

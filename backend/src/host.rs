@@ -119,7 +119,7 @@ pub struct EndpointCapabilities {
     pub formats: Vec<TableFormat>,
 }
 
-/// What a backend can do; fixed when it is made.
+/// What a backend can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
     /// Sizes that a leaf can have, one bit each; the lowest is the granule.
@@ -161,7 +161,8 @@ pub enum HostError {
 /// Each fallible call takes effect as a whole or, on error, leaves everything as before. Calls that
 /// only withdraw cannot fail: a host that refuses to withdraw is cut off by the backend itself.
 pub trait HostIommu: Send {
-    /// What this backend can do; the same at every call.
+    /// What this backend can do; the same at every call, but that it is less once devices of the VMM
+    /// were adopted, before the guest runs ([`vfio::Vfio::adopt`](crate::vfio::Vfio::adopt)).
     fn capabilities(&self) -> Capabilities;
 
     /// What it can do for `endpoint`; the same at every call. An endpoint that it does not know has

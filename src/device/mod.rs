@@ -182,6 +182,15 @@ impl<H: HostIommu> Device<H> {
         &mut self.host
     }
 
+    /// The host has devices now that it did not know at the start, and may be able to do less. The guest
+    /// does not run yet.
+    ///
+    /// # Errors
+    /// A host that cannot serve this IOMMU.
+    pub fn narrow(&mut self) -> Result<(), StartError> {
+        self.iommu.narrow(&self.host)
+    }
+
     /// Returns when no device process uses what was withdrawn.
     pub fn sync(&mut self) {
         self.host.sync();

@@ -130,6 +130,17 @@ impl Iommu {
         Ok(())
     }
 
+    /// The host can do less than at the [`start`](Self::start), for it has learnt what its devices are:
+    /// the input range is cut to that. The guest does not run yet.
+    ///
+    /// # Errors
+    /// [`StartError`]: what is left is not enough for the settings.
+    pub fn narrow(&mut self, host: &dyn HostIommu) -> Result<(), StartError> {
+        let capabilities = host.capabilities();
+        self.settings.narrow(capabilities.input_bits);
+        self.check_host(&capabilities)
+    }
+
     /// Answers a request: see the [module](super) for what wins where several statuses fit.
     ///
     /// DEVERR, and nothing happens, before [`start`](Self::start) and between [`park`](Self::park)

@@ -47,6 +47,19 @@ impl Settings {
     /// 4 GiB in pages of 4 KiB; some 60 MiB of the daemon's memory.
     pub const DEFAULT_MAX_MAPPINGS: usize = 1 << 20;
 
+    /// Cuts the input range to IOVAs of `bits` bits. One that has none of them stays as it is, and no such
+    /// host can serve it.
+    pub fn narrow(&mut self, bits: u8) {
+        let Some(end) = 1_u64.checked_shl(bits.into()) else { return };
+        let last = Iova::new(end - 1);
+        if last < self.input.last()
+            && let Some(cut) = IovaRange::new(self.input.start(), last)
+        {
+            log::info!("the host's IOMMU translates {bits} bits: the guest's range is {cut}");
+            self.input = cut;
+        }
+    }
+
     /// The base-2 logarithm of the granule.
     #[must_use]
     pub(super) fn granule_lg2(&self) -> u8 {

@@ -20,6 +20,7 @@ use viommu_pgtable::{Access, Iova, IovaRange, Mapping};
 
 use crate::vfio::{Contents, Counters, Kernel, Leads, NOWHERE, Piece, Pin, Place, Region};
 use crate::{Capabilities, DomainId, HostError};
+use open::Common;
 pub use open::{Devices, descriptors, open, serves};
 pub use sys::REQUESTS;
 use sys::{Cdev, FilePart, Iommufd};
@@ -367,12 +368,18 @@ impl Kernel for IommufdKernel {
         let Identity::Vmm(space) = &mut self.identity else { return Ok(()) };
         let ids = 1..=IDS_LOOKED_AT;
         self.bound = ids.clone().filter(|id| self.iommufd.is_device(*id)).collect();
-        // The first is the VMM's: it made it before it started the guest, and ours come after.
-        let first = ids.clone().find(|id| self.iommufd.usable(*id).is_ok());
+        let usable = |id| self.iommufd.usable(id).ok().map(|usable| (id, usable));
+        let spaces: Vec<_> = ids.filter_map(usable).collect();
         if self.bound.len() < self.devices.len() {
             return Err(HostError::Unsupported("devices that the VMM has not bound yet"));
         }
-        let ioas = first.ok_or(HostError::Unsupported("a VMM without an address space"))?;
+        // The first is the VMM's: it made it before it started the guest, and ours come after.
+        let (ioas, _) =
+            *spaces.first().ok_or(HostError::Unsupported("a VMM without an address space"))?;
+        // One that a device is attached to says what its IOMMU can map; others say that all can be.
+        let mut common = Common::default();
+        spaces.iter().for_each(|(_, usable)| common.narrow(usable));
+        self.capabilities = common.capabilities();
         if space.as_ref().is_none_or(|space| space.ioas != ioas) {
             *space = Some(Space { ioas, tables: Vec::new() });
         }

@@ -29,7 +29,7 @@ pub(crate) enum Place {
 /// The caller keeps the books ([`super::Vfio`]): it names no domain or endpoint that there is not. Each
 /// fallible call takes effect as a whole or not at all.
 pub(crate) trait Kernel: fmt::Debug + Send {
-    /// What it can map, the same at every call.
+    /// What it can map; [`adopt`](Self::adopt) may narrow it, nothing else changes it.
     fn capabilities(&self) -> Capabilities;
 
     /// Takes a region into use, for [`Place::Identity`] and as what mappings lead to.
@@ -91,7 +91,7 @@ pub(crate) trait Kernel: fmt::Debug + Send {
     /// What was asked of the kernel so far.
     fn counters(&self) -> Counters;
 
-    /// Finds devices that another process has bound, if there are such.
+    /// Finds devices that another process has bound, if there are such, and what they can map.
     ///
     /// # Errors
     /// A device that is not bound yet, or cannot be found.

@@ -1,6 +1,7 @@
 //! Bypass, stop and go, resets, functions.
 
 use super::*;
+use crate::iommu::StartError;
 use crate::protocol::FaultReason;
 
 const IN_DOMAIN_1: Target = Target::Domain(DomainId::new(1));
@@ -175,4 +176,20 @@ fn a_function_that_does_not_exist_is_ignored() {
     rig.iommu.function_reset(&mut rig.host, STRANGER);
     rig.iommu.function_started(STRANGER);
     assert_eq!(rig.host.calls(), []);
+}
+
+#[test]
+fn a_host_that_learns_that_it_is_narrower_leaves_no_iova_that_it_cannot_map() {
+    let mut rig = Rig::attached();
+    let learnt = |capabilities| Recording::new(Capabilities { input_bits: 47, ..capabilities });
+    rig.iommu.narrow(&learnt(HOST)).unwrap();
+    let (last, past) = ((1 << 35) - 1, 1 << 35);
+    assert_eq!(rig.iommu.config().input, pages(0, last));
+    let map_at = |page| map(1, pages(page, page), output(0));
+    assert_eq!(rig.request(&map_at(past)), Status::RANGE);
+    assert_eq!(rig.request(&map_at(last)), Status::OK);
+    rig.iommu.narrow(&Recording::new(HOST)).unwrap();
+    assert_eq!(rig.iommu.config().input, pages(0, last), "what is narrow stays so");
+    let coarse = learnt(Capabilities { page_size_mask: !0xffff, ..HOST });
+    assert!(matches!(rig.iommu.narrow(&coarse), Err(StartError::Granule { host: 0x1_0000, .. })));
 }
