@@ -55,6 +55,23 @@ impl FrontEnd {
         Ok(Self { front_end, memory, kicks: Vec::new(), calls: Vec::new() })
     }
 
+    /// Tells the daemon that the guest's memory is now `parts` of the file: where each starts, which is where
+    /// the guest has it too, and its length, bytes.
+    ///
+    /// # Errors
+    /// The daemon refuses.
+    pub fn set_memory(&mut self, parts: &[(u64, u64)]) -> io::Result<()> {
+        let region = |&(start, bytes): &(u64, u64)| VhostUserMemoryRegionInfo {
+            guest_phys_addr: start,
+            memory_size: bytes,
+            userspace_addr: USER_BASE + start,
+            mmap_offset: start,
+            mmap_handle: self.memory.file().as_raw_fd(),
+        };
+        let regions: Vec<_> = parts.iter().map(region).collect();
+        self.front_end.set_mem_table(&regions).map(drop).map_err(io::Error::other)
+    }
+
     fn start_queue(&mut self, index: usize, places: &QueuePlaces) -> io::Result<()> {
         let (kick, call) = (EventFd::new(0)?, EventFd::new(0)?);
         let addresses = VringConfigData {
@@ -93,15 +110,8 @@ impl Transport for FrontEnd {
     }
 
     fn start(&mut self, features: u64, queues: &[QueuePlaces; 2]) -> io::Result<()> {
-        let region = VhostUserMemoryRegionInfo {
-            guest_phys_addr: 0,
-            memory_size: self.memory.bytes(),
-            userspace_addr: USER_BASE,
-            mmap_offset: 0,
-            mmap_handle: self.memory.file().as_raw_fd(),
-        };
         self.front_end.set_features(features | PROTOCOL_FEATURES).map_err(io::Error::other)?;
-        self.front_end.set_mem_table(&[region]).map_err(io::Error::other)?;
+        self.set_memory(&[(0, self.memory.bytes())])?;
         (0..).zip(queues).try_for_each(|(index, places)| self.start_queue(index, places))
     }
 

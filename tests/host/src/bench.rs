@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use viommu_client::vmm::FrontEnd;
-use viommu_client::{Iommu, Rights, features};
+use viommu_client::{Iommu, Request, Rights, Status, features};
 
 use crate::daemon::Daemon;
 use crate::edu::Edu;
@@ -153,6 +153,32 @@ pub(crate) fn is_refused(test: &TestDevice, ram: &Ram, iova: u64, gpa: u64) -> i
     crate::expect("the DMA ended", &ended, &Ended::Refused)?;
     crate::expect("memory", &ram.read(gpa, PATTERN.len())?.as_slice(), &UNTOUCHED.as_slice())
 }
+
+/// The last page that the guest is told it can map leads to memory, and one past it is refused as such. The
+/// device is in domain [`ONE`].
+///
+/// # Errors
+/// One of them does not hold.
+pub(crate) fn last_page_is_reached(
+    driver: &mut Driver,
+    test: &TestDevice,
+    ram: &Ram,
+) -> io::Result<String> {
+    let last = *driver.input_range().map_err(io::Error::other)?.end();
+    let (iova, page) = (last - (PAGE - 1), ram.page()?);
+    driver.map(ONE, page_range(iova), page, Rights::ReadWrite).map_err(io::Error::other)?;
+    reaches(test, ram, iova, page)?;
+    driver.unmap(ONE, page_range(iova)).map_err(io::Error::other)?;
+    is_refused(test, ram, iova, page)?;
+    let past =
+        Request::Map { domain: ONE, iovas: page_range(last + 1), to: page, flags: READ_WRITE };
+    let answer = driver.send(&past).map_err(io::Error::other)?;
+    crate::expect("MAP past it", &answer.status(), &Status::RANGE)?;
+    Ok(format!("mapped and reached up to {last:#x}, RANGE past it"))
+}
+
+/// Flags of MAP: to be read and written.
+const READ_WRITE: u32 = 3;
 
 /// What memory holds before a DMA.
 const UNTOUCHED: [u8; 4] = [0xee; 4];

@@ -4,8 +4,18 @@ use super::board::Iommu;
 use super::{Kernel, Scenario};
 
 /// What `tests/host` shows of every IOMMU.
-const BASIC: &[&str] =
-    &["serve", "probe", "write", "copy", "read-only", "unmapped", "detached", "end", "replaced"];
+const BASIC: &[&str] = &[
+    "serve",
+    "probe",
+    "width",
+    "write",
+    "copy",
+    "read-only",
+    "unmapped",
+    "detached",
+    "end",
+    "replaced",
+];
 
 const fn basic(name: &'static str, about: &'static str, iommu: Iommu) -> Scenario {
     let (kernel, play) = (Kernel::Built, replacement(iommu));
@@ -101,9 +111,27 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     special(
         "restart",
         "the daemon killed, and started again with keep and block",
-        &["taken", "killed", "keep", "replaced", "block"],
+        &["taken", "killed", "keep", "unmapped", "replaced", "block"],
     ),
-    special("memlock", "RLIMIT_MEMLOCK reached", &["replaced", "static", "dynamic"]),
+    Scenario {
+        // narrower than the guest's range is if nobody cuts it
+        iommu: Iommu::IntelFirstStage,
+        ..special("given-fsts", "a device that the VMM shares: how far it can map", &["width"])
+    },
+    special(
+        "memory",
+        "guest memory taken away and given back under mappings and bypass",
+        &["static", "dynamic"],
+    ),
+    Scenario {
+        kernel: Kernel::Stock,
+        ..special(
+            "memory-type1",
+            "type1: the same; no more mappings than a container takes",
+            &["type1", "limit"],
+        )
+    },
+    special("memlock", "RLIMIT_MEMLOCK reached", &["halfway", "replaced", "static", "dynamic"]),
     UNPLUG,
     over_smmuv3("unplug-smmuv3", "unplug-atomic", UNPLUG),
     Scenario {

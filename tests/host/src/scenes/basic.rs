@@ -1,21 +1,28 @@
 //! What holds for every IOMMU: mapped memory is reached, everything else is refused, and what is
 //! attached is replaced in the middle of DMA.
 
+use std::fs;
 use std::io;
 
 use viommu_client::{Property, Rights};
 use viommu_guest::pattern;
 
 use super::load;
-use crate::bench::{Bench, EDU, HERE, ONE, OPTIONS, TEST, THERE};
+use crate::bench::{Bench, EDU, HERE, ONE, OPTIONS, TEST, TEST_AT, THERE, last_page_is_reached};
 use crate::edu::BUFFER_BYTES;
+use crate::pci::Function;
 use crate::ram::PAGE;
 use crate::{check, expect};
 
+/// The played guest's interrupts come where no host of these has its own: what is told of the host's is the
+/// host's word.
+const WINDOW: &[&str] = &["--msi-window", "0x10000000-0x1000ffff"];
+
 pub(super) fn play(replacement: load::Replacement) -> io::Result<()> {
-    let mut bench = Bench::open(OPTIONS)?;
+    let mut bench = Bench::open(&[OPTIONS, WINDOW].concat())?;
     check("serve", Ok("all functions opened by the daemon".to_owned()));
     check("probe", reserved_ranges_are_told(&mut bench));
+    check("width", the_last_page_that_is_told_can_be_mapped(&mut bench));
     check("unattached", what_is_not_attached_reaches_nothing(&bench));
     check("write", a_mapped_page_is_written(&mut bench));
     check("copy", content_is_copied_through_two_mappings(&mut bench));
@@ -29,20 +36,35 @@ pub(super) fn play(replacement: load::Replacement) -> io::Result<()> {
     Ok(())
 }
 
-/// What the IOMMU cannot map; the window of interrupts is among it.
+/// What the host cannot map, as its kernel says it in sysfs, is told.
 fn reserved_ranges_are_told(bench: &mut Bench) -> io::Result<String> {
+    let known = fs::read_to_string(Function::at(TEST_AT).file("iommu_group/reserved_regions"))?;
+    let known: Vec<_> = known.lines().filter_map(binding).collect();
     let told = bench.driver.probe(TEST).map_err(io::Error::other)?;
-    let range = |property: &Property| match property {
-        Property::ReservedMemory { subtype, iovas } => {
-            Some(format!("{:#x}-{:#x} ({subtype})", iovas.start(), iovas.end()))
-        }
-        _ => None,
+    let covers = |property: &Property, (first, last): &(u64, u64)| match property {
+        Property::ReservedMemory { iovas, .. } => iovas.contains(first) && iovas.contains(last),
+        _ => false,
     };
-    let ranges: Vec<String> = told.iter().filter_map(range).collect();
-    if ranges.is_empty() {
-        return Err(io::Error::other("no reserved range"));
-    }
-    Ok(format!("reserved {}", ranges.join(", ")))
+    let untold = known.iter().find(|range| !told.iter().any(|property| covers(property, range)));
+    expect("what is not told", &untold, &None)?;
+    expect("the host reserves nothing", &known.is_empty(), &false)?;
+    let known: Vec<_> = known.iter().map(|(first, last)| format!("{first:#x}-{last:#x}")).collect();
+    Ok(format!("reserved {}, and told", known.join(", ")))
+}
+
+/// First and last address of a line of `reserved_regions`, but for those that bind no assigned device.
+fn binding(line: &str) -> Option<(u64, u64)> {
+    let mut words = line.split_whitespace();
+    let mut number = || u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok();
+    let range = (number()?, number()?);
+    (words.next()? != "direct-relaxable").then_some(range)
+}
+
+fn the_last_page_that_is_told_can_be_mapped(bench: &mut Bench) -> io::Result<String> {
+    bench.attach(ONE, TEST)?;
+    let told = last_page_is_reached(&mut bench.driver, &bench.test, &bench.ram)?;
+    bench.driver.detach(ONE, TEST).map_err(io::Error::other)?;
+    Ok(told)
 }
 
 fn what_is_not_attached_reaches_nothing(bench: &Bench) -> io::Result<String> {

@@ -5,7 +5,7 @@ use std::io;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use viommu_client::vmm::FrontEnd;
-use viommu_client::{Error, Iommu, Rights, Status, features};
+use viommu_client::{Error, Iommu, Request, Rights, Status, features};
 
 use super::load::{self, Replacement};
 use crate::bench::{Bench, HERE, ONE, OPTIONS, TEST};
@@ -19,12 +19,16 @@ const LIMIT: u64 = 8 << 20;
 /// Where a mapping as long as the limit leads: behind what queues use.
 const MIDDLE: u64 = RAM_BYTES / 2;
 
+/// Flags of MAP: to be read and written.
+const READ_WRITE: u32 = 3;
+
 pub(super) fn play() -> io::Result<()> {
     // what we start has no capability to pin more
     remove_capability_from_bounding_set(CapabilitySet::IPC_LOCK)?;
     setrlimit(Resource::Memlock, Rlimit { current: Some(LIMIT), maximum: Some(LIMIT) })?;
     let mut bench = Bench::open(&[OPTIONS, &["--pin", "dynamic"]].concat())?;
     check("dynamic", a_map_past_the_limit_is_refused_and_maps_nothing(&mut bench));
+    check("halfway", a_map_that_fails_in_its_second_part_maps_nothing(&mut bench));
     check("replaced", load::domains_are_replaced(&mut bench, Replacement::Gap));
     let Bench { daemon, driver, ram, .. } = bench;
     drop(driver);
@@ -62,8 +66,31 @@ fn a_map_past_the_limit_is_refused_and_maps_nothing(bench: &mut Bench) -> io::Re
     bench.reaches(HERE + half, MIDDLE + half)?;
     bench.is_refused(HERE + half + PAGE, MIDDLE + half + PAGE)?;
     bench.driver.unmap(ONE, 0..=u64::MAX).map_err(io::Error::other)?;
+    bench.is_refused(HERE, MIDDLE)?;
     let again = bench.driver.map(ONE, HERE..=HERE + (half - 1), MIDDLE, Rights::ReadWrite);
     again.map_err(io::Error::other)?;
     bench.driver.unmap(ONE, 0..=u64::MAX).map_err(io::Error::other)?;
     Ok(format!("NOMEM past {} MiB, room again after UNMAP", LIMIT >> 20))
+}
+
+/// Guest memory is two files' parts for the daemon, mapped one after the other: the first is within the
+/// limit, both are not.
+fn a_map_that_fails_in_its_second_part_maps_nothing(bench: &mut Bench) -> io::Result<String> {
+    bench.driver.transport().set_memory(&[(0, MIDDLE), (MIDDLE, RAM_BYTES - MIDDLE)])?;
+    let start = MIDDLE - LIMIT / 2;
+    let map = Request::Map {
+        domain: ONE,
+        iovas: HERE..=HERE + (LIMIT + PAGE - 1),
+        to: start,
+        flags: READ_WRITE,
+    };
+    let answer = bench.driver.send(&map).map_err(io::Error::other)?;
+    expect("a page more than all", &answer.status(), &Status::NOMEM)?;
+    bench.is_refused(HERE, start)?;
+    bench.is_refused(HERE + LIMIT / 2, MIDDLE)?;
+    expect("KiB pinned", &bench.daemon.pinned_kib()?, &0)?;
+    bench.map(ONE, HERE, start, Rights::ReadWrite)?;
+    bench.reaches(HERE, start)?;
+    bench.unmap(ONE, HERE)?;
+    Ok("its first part was mapped, and is not any more".to_owned())
 }

@@ -4,6 +4,7 @@ mod basic;
 mod launch;
 pub(crate) mod load;
 mod memlock;
+mod memory;
 mod mixed;
 mod mmio;
 mod pairs;
@@ -29,7 +30,10 @@ pub(crate) fn play(name: &str) -> io::Result<()> {
         "mmio" => mmio::play(Replacement::Gap),
         "mmio-atomic" => mmio::play(Replacement::Atomic),
         "mmio-type1" => mmio::play_type1(),
+        "memory" => memory::play(),
+        "memory-type1" => memory::play_type1(),
         "restart" => restart::play(),
+        "given-fsts" => restart::play_width(),
         "memlock" => memlock::play(),
         "unplug" => unplug::play(Replacement::Gap),
         "unplug-atomic" => unplug::play(Replacement::Atomic),

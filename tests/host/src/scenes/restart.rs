@@ -7,7 +7,10 @@ use std::os::fd::AsRawFd;
 use viommu_client::Rights;
 
 use super::load::{Replacement, each_write_goes_where_the_new_domain_leads};
-use crate::bench::{Driver, HERE, ONE, TEST, TEST_AT, TWO, boot, is_refused, page_range, reaches};
+use crate::bench::{
+    Driver, HERE, ONE, TEST, TEST_AT, TWO, boot, is_refused, last_page_is_reached, page_range,
+    reaches,
+};
 use crate::check;
 use crate::daemon::Daemon;
 use crate::pci::Function;
@@ -67,6 +70,15 @@ impl Machine {
     }
 }
 
+/// How far the guest can map is what the host's IOMMU says of the VMM's devices.
+pub(super) fn play_width() -> io::Result<()> {
+    let machine = Machine::new()?;
+    let daemon = machine.serve("block")?;
+    let mut driver = machine.attach(&daemon, ONE, machine.ram.page()?)?;
+    check("width", last_page_is_reached(&mut driver, &machine.test, &machine.ram));
+    Ok(())
+}
+
 pub(super) fn play() -> io::Result<()> {
     let machine = Machine::new()?;
     let (first, second) = (machine.ram.page()?, machine.ram.page()?);
@@ -95,6 +107,8 @@ pub(super) fn play() -> io::Result<()> {
     let told = "blocked at a restart, whatever bypass says, until the guest attaches";
     check("block", blocked.map(|()| told.to_owned()));
     driver.unmap(ONE, page_range(HERE)).map_err(io::Error::other)?;
+    let unmapped = machine.is_refused(HERE, first);
+    check("unmapped", unmapped.map(|()| "refused after UNMAP".to_owned()));
     let Machine { ram, test, .. } = &machine;
     let gap = Replacement::Gap;
     check("replaced", each_write_goes_where_the_new_domain_leads(ram, &mut driver, test, gap));
