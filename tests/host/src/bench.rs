@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use viommu_client::vmm::FrontEnd;
-use viommu_client::{Iommu, Request, Rights, Status, features};
+use viommu_client::{Error, Iommu, Request, Rights, Status, features};
 
 use crate::daemon::Daemon;
 use crate::edu::Edu;
@@ -175,6 +175,18 @@ pub(crate) fn last_page_is_reached(
     let answer = driver.send(&past).map_err(io::Error::other)?;
     crate::expect("MAP past it", &answer.status(), &Status::RANGE)?;
     Ok(format!("mapped and reached up to {last:#x}, RANGE past it"))
+}
+
+/// What a request was answered with.
+///
+/// # Errors
+/// It was not answered.
+pub(crate) fn status_of(done: Result<(), Error>) -> io::Result<Status> {
+    match done {
+        Ok(()) => Ok(Status::OK),
+        Err(Error::Refused { status, .. }) => Ok(status),
+        Err(error) => Err(io::Error::other(error)),
+    }
 }
 
 /// Flags of MAP: to be read and written.

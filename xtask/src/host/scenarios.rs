@@ -102,7 +102,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     special(
         "mixed",
         "a domain with a device process and a VFIO device",
-        &["replaced", "both", "late", "refused"],
+        &["replaced", "both", "late", "refused", "undone"],
     ),
     MMIO,
     over_smmuv3("mmio-smmuv3", "mmio-atomic", MMIO),

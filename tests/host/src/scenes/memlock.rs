@@ -5,10 +5,10 @@ use std::io;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use viommu_client::vmm::FrontEnd;
-use viommu_client::{Error, Iommu, Request, Rights, Status, features};
+use viommu_client::{Iommu, Request, Rights, Status, features};
 
 use super::load::{self, Replacement};
-use crate::bench::{Bench, HERE, ONE, OPTIONS, TEST};
+use crate::bench::{Bench, HERE, ONE, OPTIONS, TEST, status_of};
 use crate::daemon::Daemon;
 use crate::ram::{PAGE, RAM_BYTES};
 use crate::{check, expect};
@@ -53,11 +53,7 @@ fn a_map_past_the_limit_is_refused_and_maps_nothing(bench: &mut Bench) -> io::Re
     bench.attach(ONE, TEST)?;
     let mut map = |at: u64, bytes: u64| {
         let iovas = HERE + at..=HERE + at + (bytes - 1);
-        match bench.driver.map(ONE, iovas, MIDDLE + at, Rights::ReadWrite) {
-            Ok(()) => Ok(Status::OK),
-            Err(Error::Refused { status, .. }) => Ok(status),
-            Err(error) => Err(io::Error::other(error)),
-        }
+        status_of(bench.driver.map(ONE, iovas, MIDDLE + at, Rights::ReadWrite))
     };
     expect("half of it", &map(0, half)?, &Status::OK)?;
     expect("past it", &map(half, LIMIT)?, &Status::NOMEM)?;

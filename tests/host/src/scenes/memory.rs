@@ -4,9 +4,9 @@
 use std::fs;
 use std::io;
 
-use viommu_client::{Error, Request, Rights, Status};
+use viommu_client::{Request, Rights, Status};
 
-use crate::bench::{Bench, FOLDER, HERE, ONE, OPTIONS, TEST, THERE, TWO};
+use crate::bench::{Bench, FOLDER, HERE, ONE, OPTIONS, TEST, THERE, TWO, status_of};
 use crate::ram::{PAGE, RAM_BYTES};
 use crate::{check, expect};
 
@@ -117,14 +117,6 @@ fn bypassing_devices_reach_what_there_is(bench: &mut Bench) -> io::Result<()> {
     bench.driver.detach(TWO, TEST).map_err(io::Error::other)?;
     bench.is_refused(STAYS, STAYS)?;
     expect("KiB pinned as before", &bench.daemon.pinned_kib()?, &before)
-}
-
-fn status_of(done: Result<(), Error>) -> io::Result<Status> {
-    match done {
-        Ok(()) => Ok(Status::OK),
-        Err(Error::Refused { status, .. }) => Ok(status),
-        Err(error) => Err(io::Error::other(error)),
-    }
 }
 
 /// The limit counts for each container; the domain of an endpoint without one may hold more.

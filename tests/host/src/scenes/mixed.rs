@@ -8,7 +8,7 @@ use viommu_iotlb::{Device, Reader};
 use viommu_pgtable::{Access, Iova};
 
 use super::load::{self, Replacement};
-use crate::bench::{Bench, FOLDER, HERE, ONE, OPTIONS, TEST, THERE, page_range};
+use crate::bench::{Bench, FOLDER, HERE, ONE, OPTIONS, TEST, THERE, page_range, status_of};
 use crate::ram::RAM_BYTES;
 use crate::{check, expect};
 
@@ -16,19 +16,24 @@ use crate::{check, expect};
 const PROCESS: u32 = 0x80;
 const SOCKET: &str = "process";
 
+/// Room for few tables, and what one of the lowest level spans, bytes: a page in each such span takes one.
+const LITTLE: &[&str] = &["--table-memory", "512K"];
+const TABLE_SPAN: u64 = 2 << 20;
+
 /// Flags of MAP: to be read and written.
 const READ_WRITE: u32 = 3;
 
 pub(super) fn play() -> io::Result<()> {
     let socket = Path::new(FOLDER).join(SOCKET);
     let endpoint = format!("00:10.0,socket={}", socket.display());
-    let options = [OPTIONS, &["--endpoint", &endpoint]].concat();
+    let options = [OPTIONS, &["--endpoint", &endpoint], LITTLE].concat();
     let mut bench = Bench::open(&options)?;
     let device = Device::connect(&socket).map_err(io::Error::other)?;
     let reader = device.reader().map_err(io::Error::other)?;
     check("both", a_mapping_reaches_both(&mut bench, &reader));
     check("late", who_enters_late_finds_what_was_mapped(&mut bench, &reader));
-    check("refused", a_mapping_that_one_refuses_is_in_neither(&mut bench, &reader));
+    check("refused", what_the_kernel_refuses_is_not_in_the_tables(&mut bench, &reader));
+    check("undone", what_the_tables_refuse_is_taken_out_of_the_kernel(&mut bench, &reader));
     check("replaced", load::domains_are_replaced(&mut bench, Replacement::Gap));
     Ok(())
 }
@@ -67,7 +72,7 @@ fn who_enters_late_finds_what_was_mapped(bench: &mut Bench, reader: &Reader) -> 
 }
 
 /// The kernel maps guest memory only, the tables would take any address.
-fn a_mapping_that_one_refuses_is_in_neither(
+fn what_the_kernel_refuses_is_not_in_the_tables(
     bench: &mut Bench,
     reader: &Reader,
 ) -> io::Result<String> {
@@ -80,5 +85,33 @@ fn a_mapping_that_one_refuses_is_in_neither(
     bench.reaches(THERE, page)?;
     expect("the process reads", &reads(reader, THERE)?, &Some(page))?;
     bench.unmap(ONE, THERE)?;
-    Ok("UNSUPP of the one was undone in the other".to_owned())
+    Ok("UNSUPP of the kernel's is in neither".to_owned())
+}
+
+/// The kernel is asked first, so a mapping for which the tables have no room was in it.
+fn what_the_tables_refuse_is_taken_out_of_the_kernel(
+    bench: &mut Bench,
+    reader: &Reader,
+) -> io::Result<String> {
+    let page = bench.ram.page()?;
+    let mut held = 0;
+    let refused = loop {
+        let iova = HERE + held * TABLE_SPAN;
+        match status_of(bench.driver.map(ONE, page_range(iova), page, Rights::ReadWrite))? {
+            Status::OK => held += 1,
+            status => {
+                expect("MAP without room for tables", &status, &Status::NOMEM)?;
+                break iova;
+            }
+        }
+    };
+    bench.is_refused(refused, page)?;
+    expect("the process reads", &reads(reader, refused)?, &None)?;
+    bench.reaches(HERE, page)?;
+    bench.unmap(ONE, HERE)?;
+    bench.map(ONE, refused, page, Rights::ReadWrite)?;
+    bench.reaches(refused, page)?;
+    expect("the process reads", &reads(reader, refused)?, &Some(page))?;
+    bench.driver.unmap(ONE, 0..=u64::MAX).map_err(io::Error::other)?;
+    Ok(format!("NOMEM of the tables past {held} mappings, and out of the kernel again"))
 }
