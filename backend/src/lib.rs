@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests"))]
 
 mod host;
+mod ioctl;
 pub mod iommufd;
 mod mixed;
 mod recording;

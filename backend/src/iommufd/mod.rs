@@ -13,12 +13,11 @@ mod registers;
 mod sys;
 
 use std::collections::BTreeMap;
-use std::io;
 
 use viommu_pasid::EndpointId;
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping};
 
-use crate::vfio::{Contents, Counters, Kernel, Leads, NOWHERE, Piece, Pin, Place, Region};
+use crate::vfio::{Contents, Counters, Kernel, Leads, NOWHERE, Piece, Pin, Place, Region, refused};
 use crate::{Capabilities, DomainId, HostError};
 use open::Common;
 pub use open::{Devices, descriptors, open, serves};
@@ -73,15 +72,6 @@ struct IommufdKernel {
     domains: BTreeMap<DomainId, Space>,
     capabilities: Capabilities,
     counters: Counters,
-}
-
-/// A refusal of the kernel's, as the guest sees it.
-fn refused(call: &'static str) -> impl FnOnce(io::Error) -> HostError {
-    move |source| match source.raw_os_error() {
-        Some(libc::ENOMEM | libc::ENOSPC) => HostError::OutOfMappings,
-        Some(libc::EOPNOTSUPP) => HostError::Unsupported(call),
-        _ => HostError::Refused { call, source },
-    }
 }
 
 impl Space {

@@ -1,7 +1,6 @@
 //! Getting devices, and what there is to know of them before a guest comes.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -10,14 +9,14 @@ use rustix::fs::MemfdFlags;
 use viommu_pasid::EndpointId;
 use viommu_pgtable::{Access, Iova, IovaRange};
 
-use super::sys::{Cdev, FilePart, Iommufd, Usable};
+use super::sys::{Cdev, FilePart, Iommufd, NEEDED, Usable};
 use super::{Device, Identity, IommufdKernel, Space, registers};
-use crate::Capabilities;
 use crate::vfio::sysfs::{Groups, Sysfs, gaps};
 use crate::vfio::{
     BarWindow, Counters, Leaving, OnStart, Opened, PciAddress, Pin, Place, Reserved, Start,
     VFIO_PCI, Vfio, VfioError,
 };
+use crate::{Capabilities, ioctl};
 
 /// The kernel's file.
 const IOMMUFD: &str = "/dev/iommu";
@@ -191,14 +190,14 @@ fn open_cdev(address: PciAddress, groups: &mut Groups) -> Result<(OwnedFd, Sysfs
         device: name(),
         missing: "the device has no descriptor of its own",
     })?;
-    let cdev = open_both_ways(&path).map_err(|source| VfioError::Open { path, source })?;
-    Ok((cdev, sysfs))
+    let cdev = ioctl::open(&path).map_err(|source| VfioError::Open { path, source })?;
+    Ok((cdev.into(), sysfs))
 }
 
 /// iommufd, for `device` first of all.
 fn open_iommufd(device: String) -> Result<OwnedFd, VfioError> {
     let path = Path::new(IOMMUFD);
-    open_both_ways(path).map_err(|source| match source.kind() {
+    ioctl::open(path).map(OwnedFd::from).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => {
             VfioError::NoIommufd { device, missing: "there is no /dev/iommu" }
         }
@@ -211,7 +210,7 @@ fn open_iommufd(device: String) -> Result<OwnedFd, VfioError> {
 fn probe(iommufd: &Iommufd) -> Result<(), VfioError> {
     let failed = |call| {
         move |source: io::Error| match source.raw_os_error() {
-            Some(libc::ENOTTY) => VfioError::TooOld { call, since: "6.13" },
+            Some(libc::ENOTTY) => VfioError::TooOld { call, since: NEEDED },
             _ => VfioError::Refused { device: IOMMUFD.to_owned(), call, source },
         }
     };
@@ -254,8 +253,4 @@ impl Common {
             output_last: u64::MAX,
         }
     }
-}
-
-fn open_both_ways(path: &Path) -> io::Result<OwnedFd> {
-    Ok(File::options().read(true).write(true).open(path)?.into())
 }

@@ -1,21 +1,16 @@
 //! iommufd's calls, and those of a VFIO device that belong to them (linux/iommufd.h, linux/vfio.h).
-//!
-//! | call | since Linux |
-//! | --- | --- |
-//! | IOAS_ALLOC, IOAS_COPY, IOAS_UNMAP, IOAS_IOVA_RANGES, DESTROY | 6.2 |
-//! | HWPT_ALLOC, GET_HW_INFO, and VFIO's BIND, ATTACH, DETACH | 6.6 |
-//! | IOAS_MAP_FILE | 6.13; of dma-bufs 7.0 |
-#![expect(unsafe_code, reason = "ioctls: the kernel follows the structures that it is given")]
+#![expect(unsafe_code, reason = "what the kernel is given for its requests")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use iommufd_bindings as abi;
 use vfio_bindings::bindings::vfio::{
-    VFIO_BASE, VFIO_TYPE, vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd,
-    vfio_device_detach_iommufd_pt,
+    vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt,
 };
 use viommu_pgtable::{Access, Iova, IovaRange};
+
+use crate::ioctl::{Structure, call, call_with_pointers, iommufd, structures, vfio};
 
 /// Most ranges of usable IOVAs that an address space is asked for. A machine has a hole for its MSI
 /// doorbell and a few for firmware.
@@ -24,58 +19,36 @@ const MAX_RANGES: u32 = 256;
 /// The id that no object has: the kernel counts from 1.
 const NO_OBJECT: u32 = 0;
 
-/// `_IO(IOMMUFD_TYPE, command)`.
-const fn iommufd(command: u32) -> u32 {
-    (abi::IOMMUFD_TYPE as u32) << 8 | command
+structures! {
+    "6.2" iommufd(abi::IOMMUFD_CMD_DESTROY) => abi::iommu_destroy, size, Plain;
+    "6.2" iommufd(abi::IOMMUFD_CMD_IOAS_ALLOC) => abi::iommu_ioas_alloc, size, Plain;
+    "6.2" iommufd(abi::IOMMUFD_CMD_IOAS_COPY) => abi::iommu_ioas_copy, size, Plain;
+    "6.2" iommufd(abi::IOMMUFD_CMD_IOAS_UNMAP) => abi::iommu_ioas_unmap, size, Plain;
+    "6.2" iommufd(abi::IOMMUFD_CMD_IOAS_IOVA_RANGES) => abi::iommu_ioas_iova_ranges, size;
+    "6.6" iommufd(abi::IOMMUFD_CMD_HWPT_ALLOC) => abi::iommu_hwpt_alloc, size;
+    "6.6" iommufd(abi::IOMMUFD_CMD_GET_HW_INFO) => abi::iommu_hw_info, size;
+    "6.13" iommufd(abi::IOMMUFD_CMD_IOAS_MAP_FILE) => abi::iommu_ioas_map_file, size, Plain;
+    "6.6" vfio(18) => vfio_device_bind_iommufd, argsz;
+    "6.6" vfio(19) => vfio_device_attach_iommufd_pt, argsz, Plain;
+    "6.6" vfio(20) => vfio_device_detach_iommufd_pt, argsz, Plain;
 }
-
-/// `_IO(VFIO_TYPE, VFIO_BASE + command)`.
-const fn vfio(command: u32) -> u32 {
-    (VFIO_TYPE as u32) << 8 | (VFIO_BASE + command)
-}
-
-const BIND: u32 = vfio(18);
-const ATTACH: u32 = vfio(19);
-const DETACH: u32 = vfio(20);
-const DESTROY: u32 = iommufd(abi::IOMMUFD_CMD_DESTROY);
-const IOAS_ALLOC: u32 = iommufd(abi::IOMMUFD_CMD_IOAS_ALLOC);
-const IOAS_COPY: u32 = iommufd(abi::IOMMUFD_CMD_IOAS_COPY);
-const IOAS_IOVA_RANGES: u32 = iommufd(abi::IOMMUFD_CMD_IOAS_IOVA_RANGES);
-const IOAS_MAP_FILE: u32 = iommufd(abi::IOMMUFD_CMD_IOAS_MAP_FILE);
-const IOAS_UNMAP: u32 = iommufd(abi::IOMMUFD_CMD_IOAS_UNMAP);
-const HWPT_ALLOC: u32 = iommufd(abi::IOMMUFD_CMD_HWPT_ALLOC);
-const GET_HW_INFO: u32 = iommufd(abi::IOMMUFD_CMD_GET_HW_INFO);
 
 /// The requests that are used while the daemon serves: what a filter of system calls has to let pass.
 pub const REQUESTS: [u32; 10] = [
-    ATTACH,
-    DETACH,
-    DESTROY,
-    IOAS_ALLOC,
-    IOAS_COPY,
-    IOAS_IOVA_RANGES,
-    IOAS_MAP_FILE,
-    IOAS_UNMAP,
-    HWPT_ALLOC,
-    GET_HW_INFO,
+    vfio_device_attach_iommufd_pt::REQUEST,
+    vfio_device_detach_iommufd_pt::REQUEST,
+    abi::iommu_destroy::REQUEST,
+    abi::iommu_ioas_alloc::REQUEST,
+    abi::iommu_ioas_copy::REQUEST,
+    abi::iommu_ioas_iova_ranges::REQUEST,
+    abi::iommu_ioas_map_file::REQUEST,
+    abi::iommu_ioas_unmap::REQUEST,
+    abi::iommu_hwpt_alloc::REQUEST,
+    abi::iommu_hw_info::REQUEST,
 ];
 
-/// One call.
-fn call<T>(fd: BorrowedFd<'_>, request: u32, argument: &mut T) -> io::Result<()> {
-    // SAFETY: 1. `fd` is open for the call; 2. each caller, all of them below, passes the structure that
-    // the kernel's header gives for the request, with its size in the first field, so the kernel stays
-    // inside `argument`; 3. the one pointer in such a structure, in `iova_ranges`, is to a live array whose
-    // length is beside it.
-    let done = unsafe {
-        libc::ioctl(fd.as_raw_fd(), request as libc::Ioctl, std::ptr::from_mut(argument))
-    };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// The size of a structure as its first field says it.
-fn size<T>() -> u32 {
-    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
-}
+/// The first Linux that has all of these.
+pub(super) const NEEDED: &str = abi::iommu_ioas_map_file::SINCE;
 
 /// An open iommufd.
 #[derive(Debug)]
@@ -110,28 +83,23 @@ impl Iommufd {
 
     /// A new address space, with nothing mapped.
     pub(super) fn ioas_alloc(&self) -> io::Result<u32> {
-        let mut alloc =
-            abi::iommu_ioas_alloc { size: size::<abi::iommu_ioas_alloc>(), ..Default::default() };
-        call(self.0.as_fd(), IOAS_ALLOC, &mut alloc)?;
+        let mut alloc = abi::iommu_ioas_alloc::default();
+        call(&self.0, &mut alloc)?;
         Ok(alloc.out_ioas_id)
     }
 
     /// A page table of the IOMMU of device `device`, filled from address space `ioas`.
     pub(super) fn hwpt_alloc(&self, device: u32, ioas: u32) -> io::Result<u32> {
-        let mut alloc = abi::iommu_hwpt_alloc {
-            size: size::<abi::iommu_hwpt_alloc>(),
-            dev_id: device,
-            pt_id: ioas,
-            ..Default::default()
-        };
-        call(self.0.as_fd(), HWPT_ALLOC, &mut alloc)?;
+        let mut alloc = abi::iommu_hwpt_alloc { dev_id: device, pt_id: ioas, ..Default::default() };
+        // SAFETY: `data_len` is 0, so the kernel does not follow the pointer.
+        unsafe { call_with_pointers(&self.0, &mut alloc) }?;
         Ok(alloc.out_hwpt_id)
     }
 
     /// Ends an object that nothing uses.
     pub(super) fn destroy(&self, id: u32) -> io::Result<()> {
-        let mut destroy = abi::iommu_destroy { size: size::<abi::iommu_destroy>(), id };
-        call(self.0.as_fd(), DESTROY, &mut destroy)
+        let mut destroy = abi::iommu_destroy { size: 0, id };
+        call(&self.0, &mut destroy).map(drop)
     }
 
     /// Maps and pins a part of a file.
@@ -143,7 +111,7 @@ impl Iommufd {
         access: Access,
     ) -> io::Result<()> {
         let mut map = abi::iommu_ioas_map_file {
-            size: size::<abi::iommu_ioas_map_file>(),
+            size: 0,
             flags: flags(access),
             ioas_id: ioas,
             fd: part.file.as_raw_fd(),
@@ -151,13 +119,13 @@ impl Iommufd {
             length: part.bytes,
             iova: iova.raw(),
         };
-        call(self.0.as_fd(), IOAS_MAP_FILE, &mut map)
+        call(&self.0, &mut map).map(drop)
     }
 
     /// Maps a part of a file at an address that the kernel chooses, to be read.
     pub(super) fn map_file_anywhere(&self, ioas: u32, part: FilePart<'_>) -> io::Result<()> {
         let mut map = abi::iommu_ioas_map_file {
-            size: size::<abi::iommu_ioas_map_file>(),
+            size: 0,
             flags: abi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE,
             ioas_id: ioas,
             fd: part.file.as_raw_fd(),
@@ -165,7 +133,7 @@ impl Iommufd {
             length: part.bytes,
             iova: 0,
         };
-        call(self.0.as_fd(), IOAS_MAP_FILE, &mut map)
+        call(&self.0, &mut map).map(drop)
     }
 
     /// Maps what `source` has at `from`, without pinning it again.
@@ -176,7 +144,7 @@ impl Iommufd {
         access: Access,
     ) -> io::Result<()> {
         let mut copy = abi::iommu_ioas_copy {
-            size: size::<abi::iommu_ioas_copy>(),
+            size: 0,
             flags: flags(access),
             dst_ioas_id: ioas,
             src_ioas_id: source,
@@ -184,31 +152,31 @@ impl Iommufd {
             dst_iova: to.start().raw(),
             src_iova: from,
         };
-        call(self.0.as_fd(), IOAS_COPY, &mut copy)
+        call(&self.0, &mut copy).map(drop)
     }
 
     /// Unmaps whole mappings.
     pub(super) fn unmap(&self, ioas: u32, range: IovaRange) -> io::Result<()> {
         let mut unmap = abi::iommu_ioas_unmap {
-            size: size::<abi::iommu_ioas_unmap>(),
+            size: 0,
             ioas_id: ioas,
             iova: range.start().raw(),
             length: range.len_minus_one().saturating_add(1),
         };
-        call(self.0.as_fd(), IOAS_UNMAP, &mut unmap)
+        call(&self.0, &mut unmap).map(drop)
     }
 
     /// What an address space can map, for the devices that are attached to it.
     pub(super) fn usable(&self, ioas: u32) -> io::Result<Usable> {
         let mut ranges = vec![abi::iommu_iova_range::default(); MAX_RANGES as usize];
         let mut ask = abi::iommu_ioas_iova_ranges {
-            size: size::<abi::iommu_ioas_iova_ranges>(),
             ioas_id: ioas,
             num_iovas: MAX_RANGES,
             allowed_iovas: ranges.as_mut_ptr().expose_provenance() as u64,
             ..Default::default()
         };
-        call(self.0.as_fd(), IOAS_IOVA_RANGES, &mut ask)?;
+        // SAFETY: the pointer is to `ranges`, which lives until after the call and has as many elements.
+        unsafe { call_with_pointers(&self.0, &mut ask) }?;
         let told = ranges.iter().take(usize::try_from(ask.num_iovas).unwrap_or(usize::MAX));
         let ranges =
             told.filter_map(|range| IovaRange::new(Iova::new(range.start), Iova::new(range.last)));
@@ -217,12 +185,9 @@ impl Iommufd {
 
     /// Whether `device` is the id of a device that is bound.
     pub(super) fn is_device(&self, device: u32) -> bool {
-        let mut info = abi::iommu_hw_info {
-            size: size::<abi::iommu_hw_info>(),
-            dev_id: device,
-            ..Default::default()
-        };
-        call(self.0.as_fd(), GET_HW_INFO, &mut info).is_ok()
+        let mut info = abi::iommu_hw_info { dev_id: device, ..Default::default() };
+        // SAFETY: `data_len` is 0, so the kernel does not follow the pointer.
+        unsafe { call_with_pointers(&self.0, &mut info) }.is_ok()
     }
 }
 
@@ -239,23 +204,17 @@ impl AsFd for Cdev {
 impl Cdev {
     /// Makes the device ours, and iommufd's; its id there.
     pub(super) fn bind(&self, iommufd: &Iommufd) -> io::Result<u32> {
-        let mut bind = vfio_device_bind_iommufd {
-            argsz: size::<vfio_device_bind_iommufd>(),
-            iommufd: iommufd.0.as_raw_fd(),
-            ..Default::default()
-        };
-        call(self.0.as_fd(), BIND, &mut bind)?;
+        let mut bind =
+            vfio_device_bind_iommufd { iommufd: iommufd.0.as_raw_fd(), ..Default::default() };
+        // SAFETY: no flag says that there is a token, so the kernel does not follow the pointer.
+        unsafe { call_with_pointers(&self.0, &mut bind) }?;
         Ok(bind.out_devid)
     }
 
     /// Sends the device's DMA through `table`: one that is attached already is replaced in one step.
     pub(super) fn attach(&self, table: u32) -> io::Result<()> {
-        let mut attach = vfio_device_attach_iommufd_pt {
-            argsz: size::<vfio_device_attach_iommufd_pt>(),
-            pt_id: table,
-            ..Default::default()
-        };
-        call(self.0.as_fd(), ATTACH, &mut attach)
+        let mut attach = vfio_device_attach_iommufd_pt { pt_id: table, ..Default::default() };
+        call(&self.0, &mut attach).map(drop)
     }
 
     /// Has the kernel write to `eventfd` when it wants the device back.
@@ -265,11 +224,8 @@ impl Cdev {
 
     /// Blocks the device's DMA.
     pub(super) fn detach(&self) -> io::Result<()> {
-        let mut detach = vfio_device_detach_iommufd_pt {
-            argsz: size::<vfio_device_detach_iommufd_pt>(),
-            ..Default::default()
-        };
-        call(self.0.as_fd(), DETACH, &mut detach)
+        let mut detach = vfio_device_detach_iommufd_pt::default();
+        call(&self.0, &mut detach).map(drop)
     }
 }
 

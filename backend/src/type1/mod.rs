@@ -17,20 +17,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use viommu_pasid::EndpointId;
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
 
-use crate::vfio::{Contents, Counters, Kernel, Leads, NOWHERE, Place, Region};
+use crate::vfio::{Contents, Counters, Kernel, Leads, NOWHERE, Place, Region, refused};
 use crate::{Capabilities, DomainId, HostError};
 pub use open::open;
 pub use sys::REQUESTS;
 use sys::Window;
-
-/// A refusal of the kernel's, as the guest sees it.
-fn refused(call: &'static str) -> impl FnOnce(io::Error) -> HostError {
-    move |source| match source.raw_os_error() {
-        Some(libc::ENOMEM | libc::ENOSPC) => HostError::OutOfMappings,
-        Some(libc::EOPNOTSUPP) => HostError::Unsupported(call),
-        _ => HostError::Refused { call, source },
-    }
-}
 
 /// Guest memory, and devices' registers, in our address space, by where the guest has them.
 type Windows = BTreeMap<PhysAddr, Window>;

@@ -1,7 +1,6 @@
 //! Opening devices with their groups, and what there is to know of them before a guest comes.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +16,7 @@ use crate::vfio::{
     BarWindow, Counters, Leaving, OnStart, Opened, PciAddress, Place, Ram, Region, Reserved, Start,
     VFIO_PCI, Vfio, VfioError,
 };
-use crate::{Capabilities, HostError};
+use crate::{Capabilities, HostError, ioctl};
 
 /// Where groups are.
 const GROUPS: &str = "/dev/vfio";
@@ -95,8 +94,9 @@ fn open_one(
         return Err(VfioError::NotVfio { device: device(), driver });
     }
     let group = groups.take(&sysfs)?;
-    let container = open_both_ways(PathBuf::from(CONTAINER))?;
-    let group = open_both_ways(Path::new(GROUPS).join(group))?;
+    let open =
+        |path: PathBuf| ioctl::open(&path).map_err(|source| VfioError::Open { path, source });
+    let (container, group) = (open(CONTAINER.into())?, open(Path::new(GROUPS).join(group))?);
     let refused =
         |call| move |source| VfioError::Refused { device: address.to_string(), call, source };
     if !sys::is_viable(&group).map_err(refused("VFIO_GROUP_GET_STATUS"))? {
@@ -110,9 +110,4 @@ fn open_one(
     let limit = usize::try_from(info.mappings).unwrap_or(usize::MAX);
     let (place, mapped, open) = (Place::Nowhere, BTreeMap::new(), (group, opened));
     Ok((Container { container, limit, place, mapped, open }, info, known))
-}
-
-fn open_both_ways(path: PathBuf) -> Result<File, VfioError> {
-    let file = File::options().read(true).write(true).open(&path);
-    file.map_err(|source| VfioError::Open { path, source })
 }

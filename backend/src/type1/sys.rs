@@ -1,5 +1,5 @@
 //! The calls of VFIO's groups and type1 containers (linux/vfio.h), and guest memory at addresses of ours,
-//! for type1 maps addresses of the process that asks. All of it is in every kernel since Linux 5.12.
+//! for type1 maps addresses of the process that asks.
 #![expect(unsafe_code, reason = "ioctls, and memory that others write")]
 
 use std::ffi::{CString, c_void};
@@ -9,69 +9,78 @@ use std::ptr::NonNull;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use vfio_bindings::bindings::vfio::{
-    VFIO_BASE, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL,
-    VFIO_GROUP_FLAGS_VIABLE, VFIO_TYPE, VFIO_TYPE1v2_IOMMU, vfio_group_status,
-    vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap,
+    VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL,
+    VFIO_GROUP_FLAGS_VIABLE, VFIO_TYPE1v2_IOMMU, vfio_group_status, vfio_iommu_type1_dma_map,
+    vfio_iommu_type1_dma_unmap,
 };
 use viommu_pgtable::{Access, Iova, IovaRange};
 
-/// `_IO(VFIO_TYPE, VFIO_BASE + command)`.
-const fn vfio(command: u32) -> u32 {
-    (VFIO_TYPE as u32) << 8 | (VFIO_BASE + command)
+use crate::ioctl::{Plain, Structure, answered, call, call_with_pointers, structures, vfio};
+
+structures! {
+    "3.6" vfio(3) => vfio_group_status, argsz, Plain;
+    "3.6" vfio(13) => vfio_iommu_type1_dma_map, argsz;
+    // to unmap everything at once (VFIO_DMA_UNMAP_FLAG_ALL): 5.12
+    "3.6" vfio(14) => vfio_iommu_type1_dma_unmap, argsz;
 }
 
+/// Requests that take no structure; type1's second version came with 3.15.
 const CHECK_EXTENSION: u32 = vfio(1);
 const SET_IOMMU: u32 = vfio(2);
-const GROUP_GET_STATUS: u32 = vfio(3);
 const GROUP_SET_CONTAINER: u32 = vfio(4);
 const GROUP_GET_DEVICE_FD: u32 = vfio(6);
-const GET_INFO: u32 = vfio(12);
-const MAP_DMA: u32 = vfio(13);
-const UNMAP_DMA: u32 = vfio(14);
 
 /// The requests that are used while the daemon serves: what a filter of system calls has to let pass.
-pub const REQUESTS: [u32; 2] = [MAP_DMA, UNMAP_DMA];
+pub const REQUESTS: [u32; 2] =
+    [vfio_iommu_type1_dma_map::REQUEST, vfio_iommu_type1_dma_unmap::REQUEST];
 
 /// Room for what GET_INFO says of the container, bytes: more than any kernel says. As words, so that it is
 /// aligned.
 pub(super) const INFO_WORDS: usize = 512;
+
+/// Room for `struct vfio_iommu_type1_info` and the capabilities behind it.
+struct Room([u64; INFO_WORDS]);
+
+// SAFETY: 1. linux/vfio.h gives that structure for the request, and lets it be longer; 2. its size is in the
+// first four bytes.
+unsafe impl Structure for Room {
+    const REQUEST: u32 = vfio(12);
+    const SINCE: &'static str = "3.6";
+
+    fn say_size(&mut self, bytes: u32) {
+        let [a, b, c, d] = bytes.to_ne_bytes();
+        if let Some(first) = self.0.first_mut() {
+            *first = u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]);
+        }
+    }
+}
+
+// SAFETY: the kernel writes numbers and offsets into it, and reads no more than its size.
+unsafe impl Plain for Room {}
 
 /// A request that takes a number.
 fn with_number(fd: BorrowedFd<'_>, request: u32, number: u32) -> io::Result<i32> {
     // SAFETY: 1. `fd` is open for the call; 2. each caller passes a request whose argument is a number, so
     // the kernel follows no pointer.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), request as libc::Ioctl, u64::from(number)) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done) }
-}
-
-/// A request that takes a structure.
-fn with_struct<T>(fd: BorrowedFd<'_>, request: u32, argument: &mut T) -> io::Result<()> {
-    // SAFETY: 1. `fd` is open for the call; 2. each caller, all of them below, passes what linux/vfio.h
-    // gives for the request, with its size in `argsz` where there is one, so the kernel stays inside
-    // `argument`; 3. `map_dma`, whose structure names memory, has it from a `Window` that outlives the
-    // mapping.
-    let done = unsafe {
-        libc::ioctl(fd.as_raw_fd(), request as libc::Ioctl, std::ptr::from_mut(argument))
-    };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// The size of a structure as its `argsz` says it.
-fn size<T>() -> u32 {
-    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
+    answered(done)
 }
 
 /// Whether all devices of a group are VFIO's.
 pub(super) fn is_viable(group: impl AsFd) -> io::Result<bool> {
-    let mut status = vfio_group_status { argsz: size::<vfio_group_status>(), flags: 0 };
-    with_struct(group.as_fd(), GROUP_GET_STATUS, &mut status)?;
+    let mut status = vfio_group_status::default();
+    call(group, &mut status)?;
     Ok(status.flags & VFIO_GROUP_FLAGS_VIABLE != 0)
 }
 
 /// Puts a group into a container.
 pub(super) fn set_container(group: impl AsFd, container: impl AsFd) -> io::Result<()> {
-    let mut raw: RawFd = container.as_fd().as_raw_fd();
-    with_struct(group.as_fd(), GROUP_SET_CONTAINER, &mut raw)
+    let container: RawFd = container.as_fd().as_raw_fd();
+    let (group, request) = (group.as_fd().as_raw_fd(), GROUP_SET_CONTAINER as libc::Ioctl);
+    // SAFETY: 1. the group is open for the call; 2. the request reads a descriptor's number, which `container`
+    // is.
+    let done = unsafe { libc::ioctl(group, request, std::ptr::from_ref(&container)) };
+    answered(done).map(drop)
 }
 
 /// Makes a container, which has a group, a type1 one whose mappings are unmapped whole or not at all.
@@ -89,9 +98,7 @@ pub(super) fn device(group: impl AsFd, address: &str) -> io::Result<OwnedFd> {
     let raw = unsafe {
         libc::ioctl(group.as_fd().as_raw_fd(), GROUP_GET_DEVICE_FD as libc::Ioctl, name.as_ptr())
     };
-    if raw < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let raw = answered(raw)?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
@@ -99,14 +106,9 @@ pub(super) fn device(group: impl AsFd, address: &str) -> io::Result<OwnedFd> {
 /// What the kernel says of a container: `struct vfio_iommu_type1_info` and its capabilities, as it lies in
 /// memory.
 pub(super) fn info(container: impl AsFd) -> io::Result<[u64; INFO_WORDS]> {
-    let mut info = [0; INFO_WORDS];
-    let argsz = size::<[u64; INFO_WORDS]>().to_ne_bytes();
-    if let Some(first) = info.first_mut() {
-        let [a, b, c, d] = argsz;
-        *first = u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]);
-    }
-    with_struct(container.as_fd(), GET_INFO, &mut info)?;
-    Ok(info)
+    let mut room = Room([0; INFO_WORDS]);
+    call(container, &mut room)?;
+    Ok(room.0)
 }
 
 /// Maps and pins a part of `window`, which stays until it is unmapped or the container is gone.
@@ -125,10 +127,10 @@ pub(super) fn map_dma(
     if access.contains(Access::WRITE) {
         flags |= VFIO_DMA_MAP_FLAG_WRITE;
     }
-    let argsz = size::<vfio_iommu_type1_dma_map>();
     let iova = iova.start().raw();
-    let mut map = vfio_iommu_type1_dma_map { argsz, flags, vaddr, iova, size: bytes };
-    with_struct(container.as_fd(), MAP_DMA, &mut map)
+    let mut map = vfio_iommu_type1_dma_map { argsz: 0, flags, vaddr, iova, size: bytes };
+    // SAFETY: `vaddr` is in a `Window`, which nobody reads or writes through, and which outlives the mapping.
+    unsafe { call_with_pointers(container, &mut map) }.map(drop)
 }
 
 /// Unmaps whole mappings; how many bytes they were.
@@ -144,13 +146,13 @@ pub(super) fn unmap_all(container: impl AsFd) -> io::Result<()> {
 
 fn unmap(container: BorrowedFd<'_>, iova: Iova, size_bytes: u64, flags: u32) -> io::Result<u64> {
     let mut unmap = vfio_iommu_type1_dma_unmap {
-        argsz: size::<vfio_iommu_type1_dma_unmap>(),
         flags,
         iova: iova.raw(),
         size: size_bytes,
         ..Default::default()
     };
-    with_struct(container, UNMAP_DMA, &mut unmap)?;
+    // SAFETY: no flag asks for the bitmap of dirty pages, so the kernel looks at nothing behind the structure.
+    unsafe { call_with_pointers(container, &mut unmap) }?;
     Ok(unmap.size)
 }
 

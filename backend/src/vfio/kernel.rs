@@ -1,6 +1,7 @@
 //! What the two kernel interfaces have in common.
 
 use std::fmt;
+use std::io;
 
 use viommu_pasid::EndpointId;
 use viommu_pgtable::{IovaRange, Mapping};
@@ -12,6 +13,15 @@ use crate::{Capabilities, DomainId, HostError};
 /// A mapping of something that the kernel cannot be told of.
 pub(crate) const NOWHERE: HostError =
     HostError::Unsupported("a mapping of what is neither guest memory nor known registers");
+
+/// A refusal of the kernel's, as the guest sees it.
+pub(crate) fn refused(call: &'static str) -> impl FnOnce(io::Error) -> HostError {
+    move |source| match source.raw_os_error() {
+        Some(libc::ENOMEM | libc::ENOSPC) => HostError::OutOfMappings,
+        Some(libc::EOPNOTSUPP) => HostError::Unsupported(call),
+        _ => HostError::Refused { call, source },
+    }
+}
 
 /// An address space of DMA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -40,7 +40,7 @@ pub use books::Vfio;
 pub use error::VfioError;
 pub(crate) use guest::{Guest, Leads};
 pub use kernel::Counters;
-pub(crate) use kernel::{Contents, Kernel, NOWHERE, Place};
+pub(crate) use kernel::{Contents, Kernel, NOWHERE, Place, refused};
 pub(crate) use leaving::Leaving;
 pub(crate) use ram::{Piece, Ram, Region};
 pub use registers::BarWindow;

@@ -1,28 +1,23 @@
 //! What both interfaces ask of a VFIO device (linux/vfio.h).
-//!
-//! | call | since Linux |
-//! | --- | --- |
-//! | SET_IRQS, GET_REGION_INFO | 3.6 |
-//! | FEATURE_DMA_BUF | 6.19, with CONFIG_VFIO_PCI_DMABUF |
 #![expect(unsafe_code, reason = "ioctls")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_BASE, VFIO_DEVICE_FEATURE_DMA_BUF, VFIO_DEVICE_FEATURE_GET, VFIO_IRQ_SET_ACTION_TRIGGER,
-    VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_REQ_IRQ_INDEX, VFIO_REGION_INFO_FLAG_MMAP, VFIO_TYPE,
+    VFIO_DEVICE_FEATURE_DMA_BUF, VFIO_DEVICE_FEATURE_GET, VFIO_IRQ_SET_ACTION_TRIGGER,
+    VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_REQ_IRQ_INDEX, VFIO_REGION_INFO_FLAG_MMAP,
     vfio_region_info,
 };
 
-/// `_IO(VFIO_TYPE, VFIO_BASE + command)`.
-const fn vfio(command: u32) -> u32 {
-    (VFIO_TYPE as u32) << 8 | (VFIO_BASE + command)
-}
+use crate::ioctl::{call, structures, vfio};
 
-const GET_REGION_INFO: u32 = vfio(8);
-const SET_IRQS: u32 = vfio(10);
-const FEATURE: u32 = vfio(17);
+structures! {
+    "3.6" vfio(8) => vfio_region_info, argsz, Plain;
+    "3.6" vfio(10) => IrqSet, argsz, Plain;
+    // as all of VFIO_DEVICE_FEATURE since 5.7; dma-bufs with CONFIG_VFIO_PCI_DMABUF
+    "6.19" vfio(17) => DmaBufOf, argsz, Plain;
+}
 
 /// `struct vfio_irq_set` with one eventfd as its data.
 #[repr(C)]
@@ -63,40 +58,23 @@ pub(super) struct RegionInfo {
     pub(super) mappable: bool,
 }
 
-/// One call; what it returns.
-fn call<T>(device: BorrowedFd<'_>, request: u32, argument: &mut T) -> io::Result<i32> {
-    // SAFETY: 1. `device` is open for the call; 2. each caller, all of them below, passes the structure of
-    // the request, with its size in the first field, so the kernel stays inside `argument`; 3. no field of
-    // any of them is a pointer.
-    let done = unsafe {
-        libc::ioctl(device.as_raw_fd(), request as libc::Ioctl, std::ptr::from_mut(argument))
-    };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done) }
-}
-
-/// The size of a structure as its first field says it.
-fn size<T>() -> u32 {
-    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
-}
-
 /// Has the kernel write to `eventfd` when it wants `device` back.
 pub(crate) fn announce_release(device: BorrowedFd<'_>, eventfd: BorrowedFd<'_>) -> io::Result<()> {
     let mut set = IrqSet {
-        argsz: size::<IrqSet>(),
+        argsz: 0,
         flags: VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
         index: VFIO_PCI_REQ_IRQ_INDEX,
         start: 0,
         count: 1,
         eventfd: eventfd.as_raw_fd(),
     };
-    call(device, SET_IRQS, &mut set).map(drop)
+    call(device, &mut set).map(drop)
 }
 
 /// Where `device`'s descriptor has region `index`.
 pub(super) fn region_info(device: BorrowedFd<'_>, index: u32) -> io::Result<RegionInfo> {
-    let mut info =
-        vfio_region_info { argsz: size::<vfio_region_info>(), index, ..Default::default() };
-    call(device, GET_REGION_INFO, &mut info)?;
+    let mut info = vfio_region_info { index, ..Default::default() };
+    call(device, &mut info)?;
     let mappable = info.flags & VFIO_REGION_INFO_FLAG_MMAP != 0;
     Ok(RegionInfo { bytes: info.size, offset: info.offset, mappable })
 }
@@ -108,7 +86,7 @@ pub(crate) fn dma_buf(
     (offset, bytes): (u64, u64),
 ) -> io::Result<OwnedFd> {
     let mut feature = DmaBufOf {
-        argsz: size::<DmaBufOf>(),
+        argsz: 0,
         flags: VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_DMA_BUF,
         region_index: index,
         open_flags: (libc::O_RDWR | libc::O_CLOEXEC).cast_unsigned(),
@@ -117,7 +95,7 @@ pub(crate) fn dma_buf(
         offset,
         length: bytes,
     };
-    let raw = call(device, FEATURE, &mut feature)?;
+    let raw = call(device, &mut feature)?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
