@@ -18,6 +18,9 @@ use crate::transport::{CONFIG_BYTES, Queue, Transport};
 /// vhost-user's own feature bit: there are protocol features.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 
+/// Where the configuration space has `bypass` (virtio 1.4, 5.13.4).
+const BYPASS_AT: u32 = 36;
+
 /// The front-end's address of guest-physical address 0. It is a name only: nothing has to be there.
 const USER_BASE: u64 = 0x7fff_0000_0000;
 
@@ -70,6 +73,16 @@ impl FrontEnd {
         };
         let regions: Vec<_> = parts.iter().map(region).collect();
         self.front_end.set_mem_table(&regions).map(drop).map_err(io::Error::other)
+    }
+
+    /// Writes `bypass`: whether endpoints that are attached to nothing reach memory as it is.
+    ///
+    /// # Errors
+    /// The daemon refuses.
+    pub fn set_bypass(&mut self, on: bool) -> io::Result<()> {
+        let written =
+            self.front_end.set_config(BYPASS_AT, VhostUserConfigFlags::WRITABLE, &[on.into()]);
+        written.map_err(io::Error::other)
     }
 
     fn start_queue(&mut self, index: usize, places: &QueuePlaces) -> io::Result<()> {

@@ -71,7 +71,7 @@ const UNPLUG: Scenario = Scenario {
     ..special(
         "unplug",
         "a function that the machine takes away while the daemon has it",
-        &["before", "others", "refused", "replaced", "gone"],
+        &["before", "others", "detached", "refused", "replaced", "gone"],
     )
 };
 

@@ -2,10 +2,10 @@
 
 use std::io;
 
-use viommu_client::{Error, Rights, Status};
+use viommu_client::{Rights, Status};
 
 use super::load::{self, Replacement};
-use crate::bench::{Bench, HERE, ONE, OPTIONS, TEST, reaches};
+use crate::bench::{Bench, HERE, ONE, OPTIONS, TEST, reaches, status_of};
 use crate::pci::Function;
 use crate::testdev::TestDevice;
 use crate::{check, expect};
@@ -32,6 +32,7 @@ pub(super) fn play(replacement: Replacement) -> io::Result<()> {
     expect("the host", &answer.trim(), &UNPLUGGED)?;
     check("gone", the_function_is_gone(&bench, &plugged));
     check("others", others_go_on(&mut bench, page));
+    check("detached", what_is_gone_leaves_its_domain_under_bypass(&mut bench, page));
     check("refused", what_is_gone_cannot_be_attached(&mut bench));
     bench.unmap(ONE, HERE)?;
     check("replaced", load::domains_are_replaced(&mut bench, replacement));
@@ -64,12 +65,25 @@ fn others_go_on(bench: &mut Bench, page: u64) -> io::Result<String> {
     Ok("reached, unmapped and mapped again".to_owned())
 }
 
-fn what_is_gone_cannot_be_attached(bench: &mut Bench) -> io::Result<String> {
+/// What firmware set is on while a driver runs, as a rule: where `bypass` is 1, DETACH sends an endpoint to
+/// memory as it is.
+fn what_is_gone_leaves_its_domain_under_bypass(bench: &mut Bench, page: u64) -> io::Result<String> {
+    bench.driver.transport().set_bypass(true)?;
     bench.driver.detach(ONE, PLUGGED).map_err(io::Error::other)?;
-    let status = match bench.driver.attach(ONE, PLUGGED) {
-        Err(Error::Refused { status, .. }) => status,
-        other => return Err(io::Error::other(format!("ATTACH: {other:?}"))),
-    };
+    let transport = bench.driver.transport();
+    [false, true].into_iter().try_for_each(|on| transport.set_bypass(on))?;
+    bench.driver.detach(ONE, TEST).map_err(io::Error::other)?;
+    bench.reaches(page, page)?;
+    bench.driver.transport().set_bypass(false)?;
+    bench.is_refused(page, page)?;
+    // the domain ended with its last endpoint
+    bench.attach(ONE, TEST)?;
+    bench.map(ONE, HERE, page, Rights::ReadWrite)?;
+    Ok("DETACH, and bypass on and off: others follow, it is in nobody's way".to_owned())
+}
+
+fn what_is_gone_cannot_be_attached(bench: &mut Bench) -> io::Result<String> {
+    let status = status_of(bench.driver.attach(ONE, PLUGGED))?;
     expect("ATTACH", &status, &Status::UNSUPP)?;
     Ok("its endpoint is still there, and ATTACH is UNSUPP".to_owned())
 }
