@@ -60,9 +60,14 @@ pub enum DaemonError {
         /// Why.
         source: io::Error,
     },
-    /// The descriptor that was handed over is no socket.
-    #[error("a descriptor that was handed over: {0}")]
-    Handed(#[source] io::Error),
+    /// A descriptor that was handed over is not what it should be.
+    #[error("descriptor {raw}, which was handed over: {source}")]
+    Handed {
+        /// Its number.
+        raw: RawFd,
+        /// Why not: nothing is open there, or no socket, or none that is connected.
+        source: io::Error,
+    },
     /// A host that cannot serve this IOMMU.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -90,7 +95,7 @@ impl FrontEnds {
     /// # Errors
     /// [`DaemonError::Handed`].
     pub fn from_fd(raw: RawFd) -> Result<Self, DaemonError> {
-        sys::take_over(raw).map_err(DaemonError::Handed).and_then(Door::from_fd).map(Self)
+        take_over(raw).and_then(Door::from_fd).map(Self)
     }
 }
 
@@ -100,7 +105,7 @@ impl FrontEnds {
 /// # Errors
 /// [`DaemonError::Handed`]: nothing is open there, or it is a standard stream.
 pub fn take_over(raw: RawFd) -> Result<OwnedFd, DaemonError> {
-    sys::take_over(raw).map_err(DaemonError::Handed)
+    sys::take_over(raw).map_err(|source| DaemonError::Handed { raw, source })
 }
 
 /// The daemon.
@@ -360,7 +365,8 @@ impl Daemon {
         let table_pages = device.host().first().hub().region().pages_used();
         let (domains, mappings) = (device.iommu().domain_count(), device.iommu().mapping_count());
         log::info!(
-            "{} domains={domains} mappings={mappings} table_pages={table_pages} drains={} waits={} longest_drain_us={} devices={} killed={} cut_off={}",
+            "{} domains={domains} mappings={mappings} table_pages={table_pages} drains={} waits={} \
+             longest_drain_us={} devices={} killed={} cut_off={}",
             device.counters(),
             hub.drains,
             hub.waits,

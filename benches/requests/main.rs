@@ -7,12 +7,12 @@
 //!
 //! # What is measured
 //!
-//! The time from the publication of a batch of requests to its last answer, divided by the requests:
-//! *gross*. The requests lie in guest memory before the clock starts, as Linux lays them out: an indirect
-//! table for each, its two parts next to each other. Beside it the *empty round trip*: the same for one
-//! request of a type that does not exist, which is waking, looking, and answering. *Net* is gross without
-//! the round trip's share. A daemon that sleeps is asleep before each batch. *Daemon* is the processor time that the daemon used for each request, waking and
-//! sleeping included, as the kernel counts it.
+//! The time from the publication of a batch of requests to its last answer, divided by the requests: *gross*.
+//! The requests lie in guest memory before the clock starts, as Linux lays them out: an indirect table for
+//! each, its two parts next to each other. Beside it the *empty round trip*: the same for one request of a
+//! type that does not exist, which is waking, looking, and answering. *Net* is gross without the round trip's
+//! share. A daemon that sleeps is asleep before each batch. *Daemon* is the processor time that the daemon
+//! used for each request, waking and sleeping included, as the kernel counts it.
 //!
 //! Mappings are single pages whose neighbours lead elsewhere, mapped and unmapped in random order. All
 //! figures are medians of batches.

@@ -83,8 +83,8 @@ fn page(geometry: &Geometry, level: u8, oa: PhysAddr, input: u64, access: Access
     Translation { oa, size_lg2, access }
 }
 
-/// A table of level 0 below another, and what the entries that lead to it allow: a walk of any address that goes through
-/// it can begin here.
+/// A table of level 0 below another, and what the entries that lead to it allow: a walk of any address that
+/// goes through it can begin here.
 ///
 /// It says nothing of whether anything leads there still. Who keeps one, forgets it when told to, and takes
 /// a fault that is found this way for no fault until a whole walk has found it, too: the table may have been

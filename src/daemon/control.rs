@@ -4,10 +4,12 @@
 //! `ok`, or `error` and why; then it can be asked again. Other lines are answered with an error.
 
 use std::cell::RefCell;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+
+use super::DaemonError;
 
 /// Longest line that is listened to, bytes. A launcher writes one and waits for the answer.
 const LINE_BYTES: usize = 64;
@@ -22,9 +24,12 @@ pub(super) struct Control {
 
 impl Control {
     /// Takes over a connected socket.
-    pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(socket: OwnedFd) -> Result<Self, DaemonError> {
+        let raw = socket.as_raw_fd();
+        let cannot = |source| DaemonError::Handed { raw, source };
+        rustix::net::getpeername(&socket).map_err(|errno| cannot(errno.into()))?;
         let stream = UnixStream::from(socket);
-        stream.set_nonblocking(true)?;
+        stream.set_nonblocking(true).map_err(cannot)?;
         Ok(Self { stream, begun: RefCell::default() })
     }
 
@@ -102,6 +107,16 @@ mod tests {
             assert_eq!(flow, ControlFlow::Continue(()));
         }
         assert_eq!(attached, 1);
+    }
+
+    #[test]
+    fn only_a_connected_socket_is_a_launchers() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let lonely = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        for (fd, why) in [(OwnedFd::from(file), "non-socket"), (lonely.into(), "not connected")] {
+            let told = Control::new(fd).unwrap_err().to_string();
+            assert!(told.starts_with("descriptor ") && told.contains(why), "{told}");
+        }
     }
 
     #[test]

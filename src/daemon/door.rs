@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -50,7 +50,8 @@ impl Door {
 
     /// Takes a socket that was handed over, listening or connected.
     pub(super) fn from_fd(fd: OwnedFd) -> Result<Self, DaemonError> {
-        let cannot = DaemonError::Handed;
+        let raw = fd.as_raw_fd();
+        let cannot = |source| DaemonError::Handed { raw, source };
         let listening = sockopt::socket_acceptconn(&fd).map_err(|errno| cannot(errno.into()))?;
         if listening {
             return Self::listening(UnixListener::from(fd), None).map_err(cannot);

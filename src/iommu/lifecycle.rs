@@ -5,10 +5,11 @@
 //! caller says [`resume`](Iommu::resume) or [`reset`](Iommu::reset). An endpoint's untagged traffic
 //! and its PASIDs wait, return and end together.
 //!
-//! Firmware that boots meanwhile wants its disk before any driver resets the IOMMU. An endpoint
-//! whose function was reset, and which is parked, is therefore lent to it: its DMA goes as if it
-//! were attached to nothing, and its PASIDs are blocked: firmware knows none. While the rings run, a reset of a function changes nothing: a guest's
-//! process that owns a function may reset it, and must not leave its domain by that.
+//! Firmware that boots meanwhile wants its disk before any driver resets the IOMMU. An endpoint whose
+//! function was reset, and which is parked, is therefore lent to it: its DMA goes as if it were attached to
+//! nothing, and its PASIDs are blocked: firmware knows none. While the rings run, a reset of a function
+//! changes nothing: a guest's process that owns a function may reset it, and must not leave its domain by
+//! that.
 
 use viommu_backend::{DomainId, HostError, HostIommu, Target};
 use viommu_pasid::{EndpointId, Pasid, Requester};

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -37,13 +37,15 @@ pub enum QmpError {
 pub(super) struct Qmp {
     from: BufReader<UnixStream>,
     to: UnixStream,
+    /// How long an answer is waited for.
+    within: Duration,
 }
 
 impl Qmp {
     /// Over a connected socket; no answer is waited for longer than `within`.
     pub(super) fn new(socket: UnixStream, within: Duration) -> Result<Self, QmpError> {
         socket.set_read_timeout(Some(within))?;
-        Ok(Self { from: BufReader::new(socket.try_clone()?), to: socket })
+        Ok(Self { from: BufReader::new(socket.try_clone()?), to: socket, within })
     }
 
     /// Fails unless the guest has not run yet (QEMU, "RunState"): whoever else has a monitor, or a state
@@ -59,7 +61,8 @@ impl Qmp {
     /// Executes a command without arguments; its result. Events and the greeting are passed over.
     pub(super) fn execute(&mut self, command: &'static str) -> Result<Value, QmpError> {
         self.to.write_all(format!("{}\n", json!({ "execute": command })).as_bytes())?;
-        loop {
+        let until = Instant::now() + self.within;
+        while Instant::now() < until {
             let mut line = String::new();
             if (&mut self.from).take(LINE_BYTES).read_line(&mut line)? == 0 {
                 return Err(QmpError::Ended);
@@ -73,6 +76,7 @@ impl Qmp {
                 return Err(QmpError::Refused { command, why: error.to_string() });
             }
         }
+        Err(io::Error::from(io::ErrorKind::TimedOut).into())
     }
 }
 
@@ -112,6 +116,18 @@ mod tests {
         for other in ["running", "paused", "inmigrate"] {
             assert!(matches!(state(other), Err(QmpError::State(told)) if told == other), "{other}");
         }
+    }
+
+    #[test]
+    fn words_without_end_are_no_answer() {
+        const TOO_LATE: [io::ErrorKind; 2] = [io::ErrorKind::TimedOut, io::ErrorKind::WouldBlock];
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let talker = std::thread::spawn(move || while theirs.write_all(b"{}\n").is_ok() {});
+        let mut qmp = Qmp::new(ours, Duration::from_millis(1)).unwrap();
+        let told = qmp.execute("cont").unwrap_err();
+        assert!(matches!(&told, QmpError::Io(why) if TOO_LATE.contains(&why.kind())), "{told}");
+        drop(qmp);
+        talker.join().unwrap();
     }
 
     #[test]

@@ -7,8 +7,8 @@ pub(super) fn gain_none() -> Result<(), String> {
     rustix::thread::set_no_new_privs(true).map_err(|error| error.to_string())
 }
 
-/// Gives up every capability but those in `kept` that are in force. A device process of another user can then not be killed when it is stuck,
-/// only cut off.
+/// Gives up every capability but those in `kept` that are in force. A device process of another user can then
+/// not be killed when it is stuck, only cut off.
 pub(super) fn drop_all_but(kept: CapabilitySet) -> Result<(), String> {
     let now = rustix::thread::capabilities(None).map_err(|error| error.to_string())?;
     let sets = CapabilitySets {

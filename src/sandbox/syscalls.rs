@@ -86,7 +86,8 @@ const REQUEST: u8 = 1;
 /// (asm-generic/ioctls.h; libc has them in a type that differs from one C library to another).
 const REQUESTS: [u32; 2] = [0x541b, 0x5421];
 
-/// Puts the allow-list in force, with what maps memory for VFIO devices if there are any, for this thread and those it starts.
+/// Puts the allow-list in force, with what maps memory for VFIO devices if there are any, for this thread and
+/// those it starts.
 pub(super) fn allow_only_serving(vfio: bool) -> Result<(), String> {
     let program = program(vfio).map_err(|error| error.to_string())?;
     apply_filter(&program).map_err(|error| error.to_string())

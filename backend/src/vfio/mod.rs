@@ -8,9 +8,9 @@
 //! # Memory
 //!
 //! A mapping leads to guest memory, wholly, or to registers of a device, wholly: to anything else it is
-//! refused with [`HostError::Unsupported`](crate::HostError::Unsupported). Memory that the VMM takes away is unmapped at once wherever a mapping leads
-//! to it, whole mappings at a time; they come back with the memory. That costs a look at every mapping, and
-//! happens when a DIMM is unplugged.
+//! refused with [`HostError::Unsupported`](crate::HostError::Unsupported). Memory that the VMM takes away is
+//! unmapped at once wherever a mapping leads to it, whole mappings at a time; they come back with the memory.
+//! That costs a look at every mapping, and happens when a DIMM is unplugged.
 //!
 //! # Registers
 //!

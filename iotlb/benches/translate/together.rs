@@ -21,8 +21,9 @@ struct Meeting {
 }
 
 /// How much more two readers do than one: what each does beside the other, of what it does alone, added up
-/// turn by turn; the lower quartile, the median and the upper quartile. In a turn the first works alone, then the second, then both, a millisecond or so
-/// each: whatever else the machine does, or its neighbours on the same processor, falls on all three.
+/// turn by turn; the lower quartile, the median and the upper quartile. In a turn the first works alone, then
+/// the second, then both, a millisecond or so each: whatever else the machine does, or its neighbours on the
+/// same processor, falls on all three.
 pub(super) fn two_to_one(subject: &dyn Subject, accesses: &[u64], rounds: usize) -> [f64; 3] {
     let meeting = Meeting { asleep: Barrier::new(2), awake: AtomicUsize::new(0) };
     let turns = |me| one_side(subject, accesses, (me, rounds * TURNS), &meeting);

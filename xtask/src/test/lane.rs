@@ -93,7 +93,8 @@ impl Lane {
         self.name == "tests"
     }
 
-    /// Runs it with more in its environment, its output in `logs/NAME.log`. A lane without tests of its own counts as one.
+    /// Runs it with more in its environment, its output in `logs/NAME.log`. A lane without tests of its own
+    /// counts as one.
     ///
     /// # Errors
     /// cargo cannot be started, or the log not be written.

@@ -84,7 +84,8 @@ fn oracle_lane(sources: &Sources, logs: &Path) -> Result<Tally> {
     }
 }
 
-/// The scenarios, once or in all their guests; when what they need cannot be had, all of them are left out and it is said why.
+/// The scenarios, once or in all their guests; when what they need cannot be had, all of them are left out
+/// and it is said why.
 fn guests(full: bool, sources: &Sources) -> Tally {
     let selection = Selection { full, ..Selection::default() };
     match suite::run(&selection, sources) {

@@ -4,8 +4,8 @@
 //! disk-bench PATH read|write BLOCK_BYTES small|huge THREADS SECONDS
 //! ```
 //! Each thread does one block after the other, at places that a fixed series of numbers gives, with a buffer
-//! in pages of 4 KiB or in huge ones. Prints the blocks that were done and the nanoseconds that they took. The exit status is 0 when all went well, 1
-//! when not, 2 for a wrong command line.
+//! in pages of 4 KiB or in huge ones. Prints the blocks that were done and the nanoseconds that they took.
+//! The exit status is 0 when all went well, 1 when not, 2 for a wrong command line.
 
 mod buffer;
 

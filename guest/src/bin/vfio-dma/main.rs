@@ -3,10 +3,10 @@
 //! ```text
 //! vfio-dma GROUP ADDRESS refused|allowed
 //! ```
-//! GROUP is the number of the DMA engine's IOMMU group, ADDRESS its PCI address; it is bound to
-//! vfio-pci. The third word is what is expected of reads of a write-only page: not every kind of page
-//! table can refuse them (virtio 1.4, 5.13.6.6.2). Each check is one line, `check NAME: ok WHAT` or `check NAME: FAIL WHY`. The exit status is
-//! 0 when all checks could be made, whatever came of them.
+//! GROUP is the number of the DMA engine's IOMMU group, ADDRESS its PCI address; it is bound to vfio-pci. The
+//! third word is what is expected of reads of a write-only page: not every kind of page table can refuse them
+//! (virtio 1.4, 5.13.6.6.2). Each check is one line, `check NAME: ok WHAT` or `check NAME: FAIL WHY`. The
+//! exit status is 0 when all checks could be made, whatever came of them.
 
 mod container;
 mod engine;
