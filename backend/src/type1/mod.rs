@@ -5,128 +5,22 @@
 //! A domain with many mappings costs as much to attach, and a container takes a limited number of them:
 //! past it is NOMEM. Mapping pins ([`Pin::Dynamic`](crate::vfio::Pin)), and there is nothing else to choose.
 
+mod container;
 mod info;
 mod open;
 mod sys;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use viommu_pasid::EndpointId;
-use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
+use viommu_pgtable::{IovaRange, Mapping};
 
 use crate::vfio::{Contents, Counters, Kernel, Leads, NOWHERE, Place, Region, refused};
 use crate::{Capabilities, DomainId, HostError};
+use container::{Container, Mapped, Windows, parts};
 pub use open::open;
 pub use sys::REQUESTS;
 use sys::Window;
-
-/// Guest memory, and devices' registers, in our address space, by where the guest has them.
-type Windows = BTreeMap<PhysAddr, Window>;
-
-/// One mapping in a container: a part of one region.
-#[derive(Debug, Clone, Copy)]
-struct Mapped {
-    region: PhysAddr,
-    at: u64,
-    iova: IovaRange,
-    access: Access,
-}
-
-/// A device and its container.
-#[derive(Debug)]
-struct Container {
-    container: File,
-    /// Mappings that it takes.
-    limit: usize,
-    place: Place,
-    mapped: BTreeMap<Iova, Mapped>,
-    /// While these are open the group stays in the container, and the device ours.
-    open: (File, OwnedFd),
-}
-
-/// The parts that a mapping consists of, one for each region.
-fn parts(mapping: &Mapping, leads: &Leads<'_>) -> Option<Vec<Mapped>> {
-    let (Leads::Memory(pieces) | Leads::Registers(pieces)) = leads else { return None };
-    let mut start = mapping.iova().start();
-    let mut parts = Vec::new();
-    for piece in pieces {
-        let iova = IovaRange::with_len(start, piece.bytes)?;
-        let (region, access) = (piece.region.gpa(), mapping.access());
-        parts.push(Mapped { region, at: piece.at, iova, access });
-        start = iova.last().checked_add(1).unwrap_or(start);
-    }
-    Some(parts)
-}
-
-/// The device.
-impl AsFd for Container {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        let (_, device) = &self.open;
-        device.as_fd()
-    }
-}
-
-impl Container {
-    /// Maps parts; on failure none of them is mapped.
-    fn map(&mut self, windows: &Windows, parts: &[Mapped]) -> Result<(), HostError> {
-        if self.mapped.len().saturating_add(parts.len()) > self.limit {
-            return Err(HostError::OutOfMappings);
-        }
-        for (done, part) in parts.iter().enumerate() {
-            let Err(error) = self.map_one(windows, part) else { continue };
-            for part in parts.iter().take(done) {
-                if let Err(error) = self.unmap(part.iova) {
-                    log::error!("{} stays mapped: {error}", part.iova);
-                }
-            }
-            return Err(error);
-        }
-        Ok(())
-    }
-
-    fn map_one(&mut self, windows: &Windows, part: &Mapped) -> Result<(), HostError> {
-        let window = windows.get(&part.region).ok_or(NOWHERE)?;
-        sys::map_dma(&self.container, (window, part.at), part.iova, part.access)
-            .map_err(refused("VFIO_IOMMU_MAP_DMA"))?;
-        self.mapped.insert(part.iova.start(), *part);
-        Ok(())
-    }
-
-    /// Unmaps what was mapped whole inside `range`.
-    fn unmap(&mut self, range: IovaRange) -> Result<(), HostError> {
-        let refused = refused("VFIO_IOMMU_UNMAP_DMA");
-        let gone = sys::unmap_dma(&self.container, range).map_err(refused)?;
-        let inside: Vec<_> =
-            self.mapped.range(range.start()..=range.last()).map(|(at, _)| *at).collect();
-        let expected: u64 = inside
-            .iter()
-            .filter_map(|at| self.mapped.remove(at))
-            .map(|part| part.iova.len_minus_one().saturating_add(1))
-            .sum();
-        if gone == expected {
-            return Ok(());
-        }
-        let source = io::Error::other(format!("{gone:#x} bytes instead of {expected:#x}"));
-        Err(HostError::Refused { call: "VFIO_IOMMU_UNMAP_DMA", source })
-    }
-
-    /// Replaces all that is mapped; on failure it is back.
-    fn replace(&mut self, windows: &Windows, parts: &[Mapped]) -> Result<(), HostError> {
-        if parts.len() > self.limit {
-            return Err(HostError::OutOfMappings);
-        }
-        sys::unmap_all(&self.container).map_err(refused("VFIO_IOMMU_UNMAP_DMA"))?;
-        let before: Vec<_> = std::mem::take(&mut self.mapped).into_values().collect();
-        let Err(error) = self.map(windows, parts) else { return Ok(()) };
-        if let Err(error) = self.map(windows, &before) {
-            log::error!("a device reaches nothing: its mappings of before are refused: {error}");
-        }
-        Err(error)
-    }
-}
 
 /// The interface.
 #[derive(Debug)]
@@ -146,14 +40,14 @@ impl Type1Kernel {
         undo: impl Fn(&mut Container),
     ) -> Result<(), HostError> {
         let mut done = 0;
-        let mut at_place = self.containers.values_mut().filter(|c| c.place == place);
+        let mut at_place = self.containers.values_mut().filter(|c| c.place() == place);
         let failed = at_place.find_map(|container| {
             let failed = act(container, &self.windows).err();
             done += usize::from(failed.is_none());
             failed
         });
         let Some(error) = failed else { return Ok(()) };
-        self.containers.values_mut().filter(|c| c.place == place).take(done).for_each(undo);
+        self.containers.values_mut().filter(|c| c.place() == place).take(done).for_each(undo);
         Err(error)
     }
 }
@@ -183,7 +77,7 @@ impl Kernel for Type1Kernel {
 
     fn remove_memory(&mut self, region: &Region) {
         let Some(identity) = region.identity() else { return };
-        for container in self.containers.values_mut().filter(|c| c.place == Place::Identity) {
+        for container in self.containers.values_mut().filter(|c| c.place() == Place::Identity) {
             log_failure(container.unmap(identity.iova()));
         }
         self.windows.remove(&region.gpa());
@@ -204,23 +98,24 @@ impl Kernel for Type1Kernel {
         let Some(container) = self.containers.get_mut(&endpoint) else {
             return Err(HostError::Unsupported("no such VFIO endpoint"));
         };
-        if container.place == place {
+        let from = container.place();
+        if from == place {
             return Ok(());
         }
         let of = |mapping: &Mapping| parts(mapping, &contents.guest.leads(mapping));
         let parts: Vec<_> = contents.mappings.iter().filter_map(of).flatten().collect();
-        container.replace(&self.windows, &parts)?;
-        container.place = place;
-        Ok(())
+        container.replace(&self.windows, (place, &parts)).inspect_err(|_| {
+            if container.place() != from {
+                log::error!("{endpoint} reaches nothing until it is attached again");
+            }
+        })
     }
 
     fn cut_off(&mut self, endpoint: EndpointId) {
         let Some(container) = self.containers.get_mut(&endpoint) else { return };
-        if let Err(error) = sys::unmap_all(&container.container) {
+        if let Err(error) = container.clear() {
             log::error!("{endpoint} is not cut off: {error}");
         }
-        container.mapped.clear();
-        container.place = Place::Nowhere;
     }
 
     fn map(
@@ -257,7 +152,7 @@ impl Kernel for Type1Kernel {
     }
 
     fn unmap(&mut self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
-        let inside = self.containers.values_mut().filter(|c| c.place == Place::Domain(domain));
+        let inside = self.containers.values_mut().filter(|c| c.place() == Place::Domain(domain));
         let mut done = Ok(());
         for container in inside {
             done = done.and(container.unmap(range));

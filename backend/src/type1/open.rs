@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use viommu_pasid::EndpointId;
 use viommu_pgtable::IovaRange;
 
+use super::container::{Container, Windows};
 use super::info::Info;
 use super::sys::Window;
-use super::{Container, Type1Kernel, Windows, sys};
+use super::{Type1Kernel, sys};
 use crate::vfio::sys::announce_release;
 use crate::vfio::sysfs::{Groups, Sysfs, gaps};
 use crate::vfio::{
-    BarWindow, Counters, Leaving, OnStart, Opened, PciAddress, Place, Ram, Region, Reserved, Start,
+    BarWindow, Counters, Leaving, OnStart, Opened, PciAddress, Ram, Region, Reserved, Start,
     VFIO_PCI, Vfio, VfioError,
 };
 use crate::{Capabilities, HostError, ioctl};
@@ -108,6 +109,5 @@ fn open_one(
     let info = Info::parse(&sys::info(&container).map_err(refused("VFIO_IOMMU_GET_INFO"))?);
     let known = sysfs.reserved().map_err(no_device)?;
     let limit = usize::try_from(info.mappings).unwrap_or(usize::MAX);
-    let (place, mapped, open) = (Place::Nowhere, BTreeMap::new(), (group, opened));
-    Ok((Container { container, limit, place, mapped, open }, info, known))
+    Ok((Container::new(container, limit, (group, opened)), info, known))
 }
