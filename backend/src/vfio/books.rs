@@ -237,6 +237,8 @@ impl Vfio {
             for region in gone {
                 if let Err(error) = self.kernel.add_memory(region) {
                     log::error!("guest memory at {}: out of reach: {error}", region.gpa());
+                    // so that it is new when the VMM tells of it the next time
+                    self.guest.lose_memory(region);
                 }
             }
             return Err(error);

@@ -39,6 +39,11 @@ impl Guest {
         self.ram = ram;
     }
 
+    /// Forgets a region of the memory.
+    pub(crate) fn lose_memory(&mut self, gone: &Region) {
+        drop(self.ram.take(|region| region.is(gone)));
+    }
+
     /// Whether some of `ram` has the address of a register.
     pub(crate) fn collides(&self, ram: &Ram) -> bool {
         let windows = self.registers.regions().iter().filter_map(Region::identity);
