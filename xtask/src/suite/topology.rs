@@ -9,14 +9,11 @@ use crate::command;
 use crate::error::{Error, Result};
 use crate::setup::emulator::Emulator;
 use crate::setup::guest_kernel::Architecture;
-use crate::vm::fdt::{cells, text};
+use crate::vm::fdt::{HOST_BRIDGE, cells, text};
 use crate::vm::machine::Machine;
 
 /// A number that nothing else in the tree has: QEMU counts its own up from 0x8000.
 const PHANDLE: u32 = 0x9001;
-
-/// The host bridge in the tree of QEMU's `virt`.
-const BRIDGE: &str = "pcie@10000000";
 
 /// Where the guest's interrupt controller takes messages, if it is not where the daemon expects it:
 /// the ITS of QEMU's `virt`.
@@ -74,7 +71,8 @@ fn device_tree(
         ("phandle", cells(&[PHANDLE])),
     ];
     let name = format!("iommu@{IOMMU_SLOT:x}");
-    tree.extend(BRIDGE, &[("iommu-map", cells(&map.collect::<Vec<_>>()))], (&name, &iommu))?;
+    tree.add_properties(HOST_BRIDGE, &[("iommu-map", cells(&map.collect::<Vec<_>>()))])?;
+    tree.add_below(HOST_BRIDGE, (&name, &iommu))?;
     let path = dir.join("iommu.dtb");
     fs::write(&path, tree.bytes()).map_err(Error::file("write", &path))?;
     Ok(path)

@@ -3,7 +3,12 @@
 //! QEMU writes the tree of its `virt` machine, but knows nothing of our IOMMU: the node and the map
 //! are added here.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
+
+/// The host bridge in the tree of QEMU's `virt`.
+pub(crate) const HOST_BRIDGE: &str = "pcie@10000000";
 
 const MAGIC: u32 = 0xd00d_feed;
 /// The version whose header this file reads and writes.
@@ -68,30 +73,60 @@ impl Fdt {
         parsed().ok_or_else(|| Error::Answer { program: "QEMU", what: "no device tree".to_owned() })
     }
 
-    /// Adds properties, and a node below, to the node of that name at the root.
+    /// Adds properties to the node of that name at the root.
     ///
     /// # Errors
     /// There is no such node.
-    pub(crate) fn extend(
-        &mut self,
-        node: &str,
-        properties: &[Property<'_>],
-        child: (&str, &[Property<'_>]),
-    ) -> Result<()> {
-        let (inside, end) = self.find(node).ok_or_else(|| Error::Answer {
-            program: "QEMU",
-            what: format!("a device tree without {node}"),
-        })?;
-        let mut below = Vec::new();
-        put(&mut below, token::BEGIN_NODE);
-        below.extend(padded(text(child.0)));
-        self.put_properties(&mut below, child.1);
-        put(&mut below, token::END_NODE);
-        let mut own = Vec::new();
-        self.put_properties(&mut own, properties);
-        // the later place first: the earlier one stays where it is
-        self.structure.splice(end..end, below);
-        self.structure.splice(inside..inside, own);
+    pub(crate) fn add_properties(&mut self, node: &str, new: &[Property<'_>]) -> Result<()> {
+        let (inside, _) = self.find(node).ok_or_else(|| lacking(node))?;
+        let mut properties = Vec::new();
+        self.put_properties(&mut properties, new);
+        self.structure.splice(inside..inside, properties);
+        Ok(())
+    }
+
+    /// Adds a node below the one of that name at the root.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub(crate) fn add_below(&mut self, node: &str, new: (&str, &[Property<'_>])) -> Result<()> {
+        let (_, end) = self.find(node).ok_or_else(|| lacking(node))?;
+        let new = self.node(new);
+        self.structure.splice(end..end, new);
+        Ok(())
+    }
+
+    /// Adds a node to the root, behind the one of that name.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub(crate) fn add_behind(&mut self, node: &str, new: (&str, &[Property<'_>])) -> Result<()> {
+        let (_, end) = self.find(node).ok_or_else(|| lacking(node))?;
+        let behind = end + cells(&[token::END_NODE]).len();
+        let new = self.node(new);
+        self.structure.splice(behind..behind, new);
+        Ok(())
+    }
+
+    /// The value of a property of the node of that name at the root.
+    ///
+    /// # Errors
+    /// There is no such node, or it has no such property.
+    pub(crate) fn value(&self, node: &str, property: &str) -> Result<&[u8]> {
+        let place = self.place(node, property)?;
+        self.structure.get(place).ok_or_else(|| lacking(node))
+    }
+
+    /// Writes another value over that of a property, which has to be as long.
+    ///
+    /// # Errors
+    /// There is no such property, or its value is not as long.
+    pub(crate) fn overwrite(&mut self, node: &str, (name, new): Property<'_>) -> Result<()> {
+        let place = self.place(node, name)?;
+        match self.structure.get_mut(place) {
+            Some(old) if old.len() == new.len() => old.copy_from_slice(&new),
+            _ => return Err(lacking(&format!("a {name} of {} bytes in {node}", new.len()))),
+        }
         Ok(())
     }
 
@@ -119,6 +154,40 @@ impl Fdt {
             bytes.extend_from_slice(block);
         }
         bytes
+    }
+
+    /// Where the value of a property is, of the node of that name at the root.
+    fn place(&self, node: &str, property: &str) -> Result<Range<usize>> {
+        let place = || {
+            let (mut at, _) = self.find(node)?;
+            loop {
+                match u32_at(&self.structure, at)? {
+                    token::NOP => at += 4,
+                    token::PROP => {
+                        let length = usize::try_from(u32_at(&self.structure, at + 4)?).ok()?;
+                        let name = usize::try_from(u32_at(&self.structure, at + 8)?).ok()?;
+                        let value = at + 12..(at + 12).checked_add(length)?;
+                        let mut names = self.strings.get(name..)?.split(|byte| *byte == 0);
+                        if names.next()? == property.as_bytes() {
+                            return Some(value);
+                        }
+                        at = value.end.checked_next_multiple_of(4)?;
+                    }
+                    // a node's properties come before what is below it
+                    _ => return None,
+                }
+            }
+        };
+        place().ok_or_else(|| lacking(&format!("{property} of {node}")))
+    }
+
+    /// A whole node with these properties.
+    fn node(&mut self, (name, properties): (&str, &[Property<'_>])) -> Vec<u8> {
+        let mut node = cells(&[token::BEGIN_NODE]);
+        node.extend(padded(text(name)));
+        self.put_properties(&mut node, properties);
+        put(&mut node, token::END_NODE);
+        node
     }
 
     /// Where the content of a node at the root begins, and where its end token is.
@@ -164,6 +233,10 @@ impl Fdt {
             self.strings.extend(text(name));
         }
     }
+}
+
+fn lacking(what: &str) -> Error {
+    Error::Answer { program: "QEMU", what: format!("a device tree without {what}") }
 }
 
 /// The entries of the memory reservation block, with the one of zeros that ends it (5.3).
@@ -217,9 +290,8 @@ mod tests {
         let before = tree();
         let mut after = before.clone();
         let map = ("map", cells(&[7]));
-        after
-            .extend("a", std::slice::from_ref(&map), ("new@8", &[("reg", cells(&[8, 9]))]))
-            .unwrap();
+        after.add_below("a", ("new@8", &[("reg", cells(&[8, 9]))])).unwrap();
+        after.add_properties("a", std::slice::from_ref(&map)).unwrap();
         let new = [
             cells(&[token::BEGIN_NODE]),
             padded(text("new@8")),
@@ -241,9 +313,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_added_behind_a_node_is_at_the_root_too() {
+        let mut tree = tree();
+        tree.add_behind("a", ("new", &[("q", cells(&[7]))])).unwrap();
+        assert_eq!(tree.value("new", "q").unwrap(), cells(&[7]));
+        assert_eq!(tree.value("a", "p").unwrap(), b"five\0");
+        assert!(tree.value("c", "q").is_err());
+        assert_eq!(Fdt::parse(&tree.bytes()).unwrap(), tree);
+    }
+
+    #[test]
+    fn a_value_is_overwritten_by_one_as_long_and_by_no_other() {
+        let before = tree();
+        let mut after = before.clone();
+        after.overwrite("a", ("p", text("nine"))).unwrap();
+        assert_eq!(after.value("a", "p").unwrap(), b"nine\0");
+        after.overwrite("a", ("p", text("five"))).unwrap();
+        assert_eq!(after, before);
+        for longer_or_other in [("p", text("seven")), ("p", Vec::new()), ("q", text("five"))] {
+            assert!(after.overwrite("a", longer_or_other).is_err());
+        }
+        assert_eq!(after, before);
+    }
+
+    #[test]
     fn a_node_that_is_not_at_the_root_or_not_there_is_an_error() {
         for name in ["b", "d", ""] {
-            assert!(tree().extend(name, &[], ("n", &[])).is_err(), "{name:?}");
+            assert!(tree().add_properties(name, &[]).is_err(), "{name:?}");
+            assert!(tree().add_below(name, ("n", &[])).is_err(), "{name:?}");
+            assert!(tree().add_behind(name, ("n", &[])).is_err(), "{name:?}");
+            assert!(tree().value(name, "p").is_err(), "{name:?}");
         }
     }
 
