@@ -1,5 +1,6 @@
 //! The machines of the host suite: which IOMMU they have, and which functions are behind it.
 
+use super::twice;
 use crate::setup::guest_kernel::Architecture;
 
 /// An IOMMU of QEMU's, and the mode in which Linux drives it.
@@ -15,6 +16,8 @@ pub(super) enum Iommu {
     Amd,
     /// Arm's SMMUv3.
     SmmuV3,
+    /// Two of them, each of a host bridge of its own.
+    SmmuV3Twice,
 }
 
 impl Iommu {
@@ -26,6 +29,7 @@ impl Iommu {
             Self::IntelFirstStage => "intel fsts",
             Self::Amd => "amd",
             Self::SmmuV3 => "smmuv3",
+            Self::SmmuV3Twice => "smmuv3 twice",
         }
     }
 
@@ -35,7 +39,7 @@ impl Iommu {
             Self::IntelLegacy | Self::IntelScalable | Self::IntelFirstStage | Self::Amd => {
                 Architecture::Amd64
             }
-            Self::SmmuV3 => Architecture::Arm64,
+            Self::SmmuV3 | Self::SmmuV3Twice => Architecture::Arm64,
         }
     }
 
@@ -49,6 +53,7 @@ impl Iommu {
             }
             Self::Amd => &["-device", "amd-iommu,dma-remap=on"],
             Self::SmmuV3 => &["-machine", "iommu=smmuv3", "-global", "arm-smmuv3.stage=nested"],
+            Self::SmmuV3Twice => twice::ARGUMENTS,
         }
     }
 
@@ -60,7 +65,7 @@ impl Iommu {
             Self::IntelScalable | Self::IntelFirstStage => "no_timer_check intel_iommu=on,sm_on",
             // it remaps no interrupts under TCG, and iommufd then wants this said
             Self::Amd => "no_timer_check iommufd.allow_unsafe_interrupts=1",
-            Self::SmmuV3 => "",
+            Self::SmmuV3 | Self::SmmuV3Twice => "",
         }
     }
 }

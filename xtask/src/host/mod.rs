@@ -7,6 +7,7 @@ mod board;
 mod inner;
 mod run;
 mod scenarios;
+mod twice;
 mod unplug;
 
 pub(crate) use run::{Report, count, list, run};

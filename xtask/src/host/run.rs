@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::board::FUNCTIONS;
+use super::board::{FUNCTIONS, Iommu};
 use super::inner::Inner;
 use super::scenarios::SCENARIOS;
-use super::{INNER_LIMIT, Kernel, LIMIT, Scenario, unplug};
+use super::{INNER_LIMIT, Kernel, LIMIT, Scenario, twice, unplug};
 use crate::command;
 use crate::error::{Error, Result};
 use crate::initramfs::{self, Program};
@@ -144,7 +144,10 @@ impl Lab {
         let (_, _, kit) =
             kit.ok_or_else(|| Error::Wrong("a kernel was not prepared".to_owned()))?;
         let inner = self.inner.as_ref().filter(|_| scenario.inner);
-        let machine = machine(scenario, kit, inner);
+        let mut machine = machine(scenario, kit, inner);
+        if scenario.iommu == Iommu::SmmuV3Twice {
+            machine.topology = Some(twice::device_tree(&machine, &self.emulator, dir)?);
+        }
         let deadline = Deadline::after(if scenario.inner { INNER_LIMIT } else { LIMIT });
         let mut guest = machine.boot(&self.emulator, dir)?;
         if scenario.unplugs {

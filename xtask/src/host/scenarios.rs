@@ -26,7 +26,7 @@ const fn basic(name: &'static str, about: &'static str, iommu: Iommu) -> Scenari
 /// the IOMMU's to keep nothing of what was left.
 const fn replacement(iommu: Iommu) -> &'static str {
     match iommu {
-        Iommu::SmmuV3 => "atomic",
+        Iommu::SmmuV3 | Iommu::SmmuV3Twice => "atomic",
         Iommu::IntelLegacy | Iommu::Amd => "gap",
         Iommu::IntelScalable | Iommu::IntelFirstStage => "gap-kept",
     }
@@ -108,6 +108,25 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     over_smmuv3("mmio-smmuv3", "mmio-atomic", MMIO),
     MMIO_TYPE1,
     over_smmuv3("mmio-type1-smmuv3", "mmio-type1", MMIO_TYPE1),
+    Scenario {
+        iommu: Iommu::SmmuV3Twice,
+        ..special(
+            "two-iommus",
+            "a domain with functions behind two IOMMUs",
+            &[
+                "apart",
+                "bypass",
+                "both",
+                "tables",
+                "late",
+                "left",
+                "away",
+                "end",
+                "replaced-other",
+                "replaced",
+            ],
+        )
+    },
     special(
         "restart",
         "the daemon killed, and started again with keep and block",

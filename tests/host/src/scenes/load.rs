@@ -66,14 +66,14 @@ pub(super) fn domains_are_replaced(
     replacement: Replacement,
 ) -> io::Result<String> {
     let Bench { ram, driver, test, .. } = bench;
-    each_write_goes_where_the_new_domain_leads(ram, driver, test, replacement)
+    each_write_goes_where_the_new_domain_leads(ram, driver, (TEST, test), replacement)
 }
 
-/// As [`domains_are_replaced`], with parts of one's own.
+/// As [`domains_are_replaced`], with parts of one's own; the device is the endpoint of that number.
 pub(super) fn each_write_goes_where_the_new_domain_leads(
     ram: &Ram,
     driver: &mut Driver,
-    test: &TestDevice,
+    (endpoint, test): (u32, &TestDevice),
     replacement: Replacement,
 ) -> io::Result<String> {
     let pages = [(ONE, ram.page()?), (TWO, ram.page()?)];
@@ -83,13 +83,13 @@ pub(super) fn each_write_goes_where_the_new_domain_leads(
         let mapped = driver.map(domain, page_range(HERE), page, Rights::ReadWrite);
         mapped.map_err(io::Error::other)?;
     }
-    driver.attach(ONE, TEST).map_err(io::Error::other)?;
+    driver.attach(ONE, endpoint).map_err(io::Error::other)?;
     let physical = ram.physical(pages[0].1)?;
     let mut kept = 0;
     let said = while_it_writes(test, physical, replacement, |load| {
         let moves = pages.into_iter().zip(pages.into_iter().rev()).cycle();
         for (left, entered) in moves.take(REPLACEMENTS as usize) {
-            driver.attach(entered.0, TEST).map_err(io::Error::other)?;
+            driver.attach(entered.0, endpoint).map_err(io::Error::other)?;
             kept += load.with(|test| match reaches(test, ram, HERE, entered.1) {
                 Err(_) if replacement == Replacement::GapAndKept => {
                     unmap_ends_it(driver, (test, ram), left, entered.1).map(|()| 1)

@@ -10,6 +10,7 @@ mod mmio;
 mod pairs;
 mod plain;
 mod restart;
+mod two;
 mod unplug;
 
 use std::io;
@@ -35,6 +36,7 @@ pub(crate) fn play(name: &str) -> io::Result<()> {
         "restart" => restart::play(),
         "given-fsts" => restart::play_width(),
         "memlock" => memlock::play(),
+        "two-iommus" => two::play(),
         "unplug" => unplug::play(Replacement::Gap),
         "unplug-atomic" => unplug::play(Replacement::Atomic),
         "pairs" => pairs::play(),

@@ -111,6 +111,9 @@ pub(super) fn play() -> io::Result<()> {
     check("unmapped", unmapped.map(|()| "refused after UNMAP".to_owned()));
     let Machine { ram, test, .. } = &machine;
     let gap = Replacement::Gap;
-    check("replaced", each_write_goes_where_the_new_domain_leads(ram, &mut driver, test, gap));
+    check(
+        "replaced",
+        each_write_goes_where_the_new_domain_leads(ram, &mut driver, (TEST, test), gap),
+    );
     Ok(())
 }
