@@ -16,7 +16,7 @@ use crate::edu::{BUFFER_BYTES, Edu};
 use crate::iommufd::{Device, Iommufd, Place};
 use crate::pci::Function;
 use crate::ram::{PAGE, Ram};
-use crate::scenes::load::{Load, Replacement, while_it_writes};
+use crate::scenes::load::{Load, while_it_writes};
 use crate::testdev::{Ended, PATTERN, TestDevice};
 use crate::type1::Container;
 use crate::{check, expect};
@@ -194,7 +194,7 @@ fn address_spaces_are_replaced(functions: &[Function; 3], ram: &Ram) -> io::Resu
         }
         Ok(REPLACEMENTS)
     };
-    let said = while_it_writes(&test, UNKNOWN, Replacement::Gap, replace)?;
+    let said = while_it_writes(&test, UNKNOWN, replace)?;
     for (space, page) in sides {
         iommufd.unmap(space, (HERE, PAGE))?;
         device.attach(space)?;

@@ -22,19 +22,17 @@ const fn basic(name: &'static str, about: &'static str, iommu: Iommu) -> Scenari
     Scenario { name, about, kernel, iommu, unplugs: false, inner: false, play, checks: BASIC }
 }
 
-/// What a DMA may find when iommufd replaces what is attached: it is the driver's to do that in one step, and
-/// the IOMMU's to keep nothing of what was left.
+/// The play for an IOMMU that keeps nothing of a domain that was left, or may.
 const fn replacement(iommu: Iommu) -> &'static str {
     match iommu {
-        Iommu::SmmuV3 | Iommu::SmmuV3Twice => "atomic",
-        Iommu::IntelLegacy | Iommu::Amd => "gap",
-        Iommu::IntelScalable | Iommu::IntelFirstStage => "gap-kept",
+        Iommu::IntelLegacy | Iommu::Amd | Iommu::SmmuV3 | Iommu::SmmuV3Twice => "basic",
+        Iommu::IntelScalable | Iommu::IntelFirstStage => "basic-kept",
     }
 }
 
 const fn type1(name: &'static str, iommu: Iommu) -> Scenario {
     let about = "type1 on the stock kernel";
-    let (kernel, play) = (Kernel::Stock, "gap");
+    let (kernel, play) = (Kernel::Stock, "basic");
     Scenario { name, about, kernel, iommu, unplugs: false, inner: false, play, checks: BASIC }
 }
 
@@ -75,9 +73,9 @@ const UNPLUG: Scenario = Scenario {
     )
 };
 
-/// A scenario over Arm's IOMMU, too; `play` may hold it to more.
-const fn over_smmuv3(name: &'static str, play: &'static str, scenario: Scenario) -> Scenario {
-    Scenario { name, iommu: Iommu::SmmuV3, play, ..scenario }
+/// A scenario over Arm's IOMMU, too.
+const fn over_smmuv3(name: &'static str, scenario: Scenario) -> Scenario {
+    Scenario { name, iommu: Iommu::SmmuV3, ..scenario }
 }
 
 /// All of them, in the order in which they run.
@@ -105,9 +103,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         &["replaced", "both", "late", "refused", "undone"],
     ),
     MMIO,
-    over_smmuv3("mmio-smmuv3", "mmio-atomic", MMIO),
+    over_smmuv3("mmio-smmuv3", MMIO),
     MMIO_TYPE1,
-    over_smmuv3("mmio-type1-smmuv3", "mmio-type1", MMIO_TYPE1),
+    over_smmuv3("mmio-type1-smmuv3", MMIO_TYPE1),
     Scenario {
         iommu: Iommu::SmmuV3Twice,
         ..special(
@@ -152,7 +150,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     special("memlock", "RLIMIT_MEMLOCK reached", &["halfway", "replaced", "static", "dynamic"]),
     UNPLUG,
-    over_smmuv3("unplug-smmuv3", "unplug-atomic", UNPLUG),
+    over_smmuv3("unplug-smmuv3", UNPLUG),
     Scenario {
         inner: true,
         ..special(

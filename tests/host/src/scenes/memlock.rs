@@ -29,7 +29,7 @@ pub(super) fn play() -> io::Result<()> {
     let mut bench = Bench::open(&[OPTIONS, &["--pin", "dynamic"]].concat())?;
     check("dynamic", a_map_past_the_limit_is_refused_and_maps_nothing(&mut bench));
     check("halfway", a_map_that_fails_in_its_second_part_maps_nothing(&mut bench));
-    check("replaced", load::domains_are_replaced(&mut bench, Replacement::Gap));
+    check("replaced", load::domains_are_replaced(&mut bench, Replacement::Clean));
     let Bench { daemon, driver, ram, .. } = bench;
     drop(driver);
     daemon.end()?;

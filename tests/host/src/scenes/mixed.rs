@@ -34,7 +34,7 @@ pub(super) fn play() -> io::Result<()> {
     check("late", who_enters_late_finds_what_was_mapped(&mut bench, &reader));
     check("refused", what_the_kernel_refuses_is_not_in_the_tables(&mut bench, &reader));
     check("undone", what_the_tables_refuse_is_taken_out_of_the_kernel(&mut bench, &reader));
-    check("replaced", load::domains_are_replaced(&mut bench, Replacement::Gap));
+    check("replaced", load::domains_are_replaced(&mut bench, Replacement::Clean));
     Ok(())
 }
 

@@ -110,10 +110,10 @@ pub(super) fn play() -> io::Result<()> {
     let unmapped = machine.is_refused(HERE, first);
     check("unmapped", unmapped.map(|()| "refused after UNMAP".to_owned()));
     let Machine { ram, test, .. } = &machine;
-    let gap = Replacement::Gap;
+    let clean = Replacement::Clean;
     check(
         "replaced",
-        each_write_goes_where_the_new_domain_leads(ram, &mut driver, (TEST, test), gap),
+        each_write_goes_where_the_new_domain_leads(ram, &mut driver, (TEST, test), clean),
     );
     Ok(())
 }

@@ -227,5 +227,5 @@ fn replaced_under_load(both: &mut Both, endpoint: u32) -> io::Result<String> {
     let Both { bench: Bench { ram, driver, test, .. }, other } = both;
     let device = if endpoint == OTHER { other } else { test };
     let loaded = (endpoint, &*device);
-    each_write_goes_where_the_new_domain_leads(ram, driver, loaded, Replacement::Atomic)
+    each_write_goes_where_the_new_domain_leads(ram, driver, loaded, Replacement::Clean)
 }

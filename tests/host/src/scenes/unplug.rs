@@ -20,7 +20,7 @@ const OPTION: &str = "00:07.0,vfio=0000:01:00.0";
 const TAKEN: &str = "was taken away";
 const UNPLUGGED: &str = "unplugged";
 
-pub(super) fn play(replacement: Replacement) -> io::Result<()> {
+pub(super) fn play() -> io::Result<()> {
     let plugged = Function::at(PLUGGED_AT);
     plugged.bind()?;
     let mut bench = Bench::open(&[OPTIONS, &["--endpoint", OPTION]].concat())?;
@@ -35,7 +35,7 @@ pub(super) fn play(replacement: Replacement) -> io::Result<()> {
     check("detached", what_is_gone_leaves_its_domain_under_bypass(&mut bench, page));
     check("refused", what_is_gone_cannot_be_attached(&mut bench));
     bench.unmap(ONE, HERE)?;
-    check("replaced", load::domains_are_replaced(&mut bench, replacement));
+    check("replaced", load::domains_are_replaced(&mut bench, Replacement::Clean));
     let Bench { daemon, driver, .. } = bench;
     drop(driver);
     daemon.end().map(drop)
