@@ -8,6 +8,7 @@
 //! Devices are opened here, or bound by the VMM, which then shares iommufd and the devices' descriptors
 //! with us: its own address space is the one to copy from.
 
+mod ids;
 mod open;
 mod registers;
 mod sys;
@@ -102,23 +103,24 @@ impl Space {
                 Err(error) => return Err(refused("ATTACH")(error)),
             }
         }
-        let mut last = HostError::Unsupported("a device that nobody has bound");
         let known = device.id;
-        for id in known.iter().chain(bound.iter().filter(|_| known.is_none())) {
-            let table = iommufd.hwpt_alloc(*id, self.ioas).map_err(refused("HWPT_ALLOC"))?;
-            match device.cdev.attach(table) {
-                Ok(()) => {
-                    device.id = Some(*id);
-                    self.tables.push(table);
-                    return Ok(());
-                }
-                Err(error) => {
-                    destroy(iommufd, table);
-                    last = refused("ATTACH")(error);
-                }
+        let ids = known.into_iter().chain(bound.iter().copied().filter(|_| known.is_none()));
+        let (id, table) = ids::first_that(ids, |id| self.make_for(iommufd, id, &device.cdev))?;
+        device.id = Some(id);
+        self.tables.push(table);
+        Ok(())
+    }
+
+    /// Makes a table for the IOMMU of device `id`, and sends the DMA of `cdev` through it.
+    fn make_for(&self, iommufd: &Iommufd, id: u32, cdev: &Cdev) -> Result<u32, HostError> {
+        let table = iommufd.hwpt_alloc(id, self.ioas).map_err(refused("HWPT_ALLOC"))?;
+        match cdev.attach(table) {
+            Ok(()) => Ok(table),
+            Err(error) => {
+                destroy(iommufd, table);
+                Err(refused("ATTACH")(error))
             }
         }
-        Err(last)
     }
 
     fn destroy(&self, iommufd: &Iommufd) {

@@ -1,0 +1,61 @@
+//! Ids of devices, by which iommufd makes tables for their IOMMUs.
+//!
+//! Only who binds a device is told its id. Of devices that a VMM has bound we know the ids, and not whose
+//! they are: one is tried after the other.
+
+use crate::HostError;
+
+/// No id to try.
+const UNBOUND: HostError = HostError::Unsupported("a device that nobody has bound");
+
+/// Tries `make` with each id until one succeeds; which, and what was made.
+///
+/// # Errors
+/// What the first id said, or that there is none.
+pub(super) fn first_that<T>(
+    ids: impl Iterator<Item = u32>,
+    mut make: impl FnMut(u32) -> Result<T, HostError>,
+) -> Result<(u32, T), HostError> {
+    let mut first = None;
+    for id in ids {
+        match make(id) {
+            Ok(made) => return Ok((id, made)),
+            Err(error) => {
+                first.get_or_insert(error);
+            }
+        }
+    }
+    Err(first.unwrap_or(UNBOUND))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::io;
+
+    fn refused(source: io::Error) -> HostError {
+        HostError::Refused { call: "HWPT_ALLOC", source }
+    }
+
+    #[test]
+    fn an_id_that_is_refused_does_not_end_the_search() {
+        let mut tried = Vec::new();
+        let found = first_that(1..9, |id| {
+            tried.push(id);
+            let error = refused(io::ErrorKind::OutOfMemory.into());
+            if id < 3 { Err(error) } else { Ok(id * 10) }
+        });
+        assert_eq!((found.unwrap(), tried), ((3, 30), vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn where_all_are_refused_the_first_refusal_is_told() {
+        let all = first_that(5..9, |id| -> Result<u32, _> {
+            Err(refused(io::Error::other(id.to_string())))
+        });
+        assert_eq!(all.unwrap_err().to_string(), "HWPT_ALLOC: 5");
+        let none = first_that([].into_iter(), Ok);
+        assert_eq!(none.unwrap_err().to_string(), UNBOUND.to_string());
+    }
+}
