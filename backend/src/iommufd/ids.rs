@@ -8,6 +8,13 @@ use crate::HostError;
 /// No id to try.
 const UNBOUND: HostError = HostError::Unsupported("a device that nobody has bound");
 
+/// The ids to try, each once: `known` first, then all others that are `bound`, for `known` may be another
+/// device's, which the VMM has let go since.
+pub(super) fn candidates(known: Option<u32>, bound: &[u32]) -> impl Iterator<Item = u32> {
+    let others = bound.iter().copied().filter(move |id| known != Some(*id));
+    known.into_iter().chain(others)
+}
+
 /// Tries `make` with each id until one succeeds; which, and what was made.
 ///
 /// # Errors
@@ -47,6 +54,13 @@ mod tests {
             if id < 3 { Err(error) } else { Ok(id * 10) }
         });
         assert_eq!((found.unwrap(), tried), ((3, 30), vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn an_id_that_served_once_is_tried_first_and_is_not_the_only_one() {
+        assert_eq!(candidates(Some(4), &[2, 4, 6]).collect::<Vec<_>>(), [4, 2, 6]);
+        assert_eq!(candidates(None, &[2, 4, 6]).collect::<Vec<_>>(), [2, 4, 6]);
+        assert_eq!(candidates(Some(4), &[]).collect::<Vec<_>>(), [4]);
     }
 
     #[test]

@@ -36,11 +36,12 @@ struct Space {
     tables: Vec<u32>,
 }
 
-/// A device, and its id in iommufd.
+/// A device, and what iommufd makes tables for it by.
 #[derive(Debug)]
 struct Device {
     cdev: Cdev,
-    /// Unknown until it has been attached, if the VMM has bound it.
+    /// Its id in iommufd, if we have bound it. Else one of a device behind the same IOMMU, once it has been
+    /// attached: a table made for that one serves as well, as long as that one is bound.
     id: Option<u32>,
     place: Place,
 }
@@ -103,8 +104,7 @@ impl Space {
                 Err(error) => return Err(refused("ATTACH")(error)),
             }
         }
-        let known = device.id;
-        let ids = known.into_iter().chain(bound.iter().copied().filter(|_| known.is_none()));
+        let ids = ids::candidates(device.id, bound);
         let (id, table) = ids::first_that(ids, |id| self.make_for(iommufd, id, &device.cdev))?;
         device.id = Some(id);
         self.tables.push(table);
