@@ -371,7 +371,7 @@ impl Kernel for IommufdKernel {
         // One that a device is attached to says what its IOMMU can map; others say that all can be.
         let mut common = Common::default();
         spaces.iter().for_each(|(_, usable)| common.narrow(usable));
-        self.capabilities = common.capabilities();
+        self.capabilities = common.whole_capabilities();
         if space.as_ref().is_none_or(|space| space.ioas != ioas) {
             *space = Some(Space { ioas, tables: Vec::new() });
         }

@@ -7,13 +7,13 @@ use std::path::Path;
 
 use rustix::fs::MemfdFlags;
 use viommu_pasid::EndpointId;
-use viommu_pgtable::{Access, Iova, IovaRange};
+use viommu_pgtable::{Access, Iova};
 
 use super::sys::{Cdev, FilePart, Iommufd, NEEDED, Usable};
 use super::{Device, Identity, IommufdKernel, Space, registers};
 use crate::vfio::sysfs::{Groups, Sysfs, gaps};
 use crate::vfio::{
-    BarWindow, Counters, Leaving, OnStart, Opened, PciAddress, Pin, Place, Reserved, Start,
+    BarWindow, Counters, Leaving, OnStart, Opened, PciAddress, Pin, Place, Reach, Reserved, Start,
     VFIO_PCI, Vfio, VfioError,
 };
 use crate::{Capabilities, ioctl};
@@ -83,7 +83,7 @@ fn ours(
     let first = devices.first().map_or_else(String::new, |(_, address)| address.to_string());
     let iommufd = Iommufd(open_iommufd(first)?);
     probe(&iommufd)?;
-    let (mut opened, mut reserved) = (BTreeMap::new(), BTreeMap::new());
+    let (mut opened, mut found) = (BTreeMap::new(), Vec::new());
     let (mut common, mut groups) = (Common::default(), Groups::default());
     let mut leaving = Leaving::new().map_err(setup("epoll"))?;
     for (endpoint, address) in devices {
@@ -91,9 +91,13 @@ fn ours(
         let wish = leaving.watch(endpoint).map_err(setup("eventfd"))?;
         device.cdev.announce_release(wish).map_err(setup("VFIO_DEVICE_SET_IRQS"))?;
         common.narrow(&usable);
-        reserved.insert(endpoint, gaps(&usable.ranges, &known));
+        found.push((endpoint, usable.ranges, known));
         opened.insert(endpoint, device);
     }
+    let last = common.reach.last();
+    let told =
+        |(endpoint, usable, known): (_, Vec<_>, Vec<_>)| (endpoint, gaps(&usable, &known, last));
+    let reserved: BTreeMap<_, _> = found.into_iter().map(told).collect();
     let new =
         || Space::new(&iommufd).map_err(|error| VfioError::Setup { what: "address space", error });
     let (nowhere, mut space) = (Some(new()?), new()?);
@@ -136,8 +140,12 @@ fn given(
         opened.insert(endpoint, Device { cdev, id: None, place: Place::Nowhere });
     }
     // What the IOMMU's width is shows when the devices are attached: `adopt` narrows this.
-    let kernel =
-        kernel(iommufd, opened, (None, Identity::Vmm(None)), Common::default().capabilities());
+    let kernel = kernel(
+        iommufd,
+        opened,
+        (None, Identity::Vmm(None)),
+        Common::default().whole_capabilities(),
+    );
     let endpoints: Vec<_> = reserved.keys().copied().collect();
     let start = Start { on_start, ..Start::default() };
     Ok(Opened { vfio: Vfio::over(Box::new(kernel), endpoints, start), reserved })
@@ -229,28 +237,33 @@ fn probe(iommufd: &Iommufd) -> Result<(), VfioError> {
 #[derive(Debug)]
 pub(super) struct Common {
     alignment: u64,
-    last: Iova,
+    reach: Reach,
 }
 
 impl Default for Common {
     fn default() -> Self {
-        Self { alignment: PAGE_BYTES, last: Iova::new(u64::MAX) }
+        Self { alignment: PAGE_BYTES, reach: Reach::default() }
     }
 }
 
 impl Common {
     pub(super) fn narrow(&mut self, usable: &Usable) {
         self.alignment = self.alignment.max(usable.alignment);
-        let last = usable.ranges.iter().map(IovaRange::last).max();
-        self.last = self.last.min(last.unwrap_or(Iova::new(0)));
+        self.reach.narrow(&usable.ranges);
     }
 
-    pub(super) fn capabilities(&self) -> Capabilities {
-        let bits = u64::BITS - self.last.raw().leading_zeros();
-        Capabilities {
-            page_size_mask: self.alignment.wrapping_neg(),
-            input_bits: u8::try_from(bits).unwrap_or(u8::MAX),
-            output_last: u64::MAX,
-        }
+    /// For guests that are told of what lies behind the last usable IOVA.
+    fn capabilities(&self) -> Capabilities {
+        self.with_bits(self.reach.bits())
+    }
+
+    /// For guests that are not: how far a VMM's devices reach shows after their reserved ranges were told.
+    pub(super) fn whole_capabilities(&self) -> Capabilities {
+        self.with_bits(self.reach.whole_bits())
+    }
+
+    fn with_bits(&self, input_bits: u8) -> Capabilities {
+        let page_size_mask = self.alignment.wrapping_neg();
+        Capabilities { page_size_mask, input_bits, output_last: u64::MAX }
     }
 }

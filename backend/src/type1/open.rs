@@ -5,7 +5,6 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use viommu_pasid::EndpointId;
-use viommu_pgtable::IovaRange;
 
 use super::container::{Container, Windows};
 use super::info::Info;
@@ -14,7 +13,7 @@ use super::{Type1Kernel, sys};
 use crate::vfio::sys::announce_release;
 use crate::vfio::sysfs::{Groups, Sysfs, gaps};
 use crate::vfio::{
-    BarWindow, Counters, Leaving, OnStart, Opened, PciAddress, Ram, Region, Reserved, Start,
+    BarWindow, Counters, Leaving, OnStart, Opened, PciAddress, Ram, Reach, Region, Reserved, Start,
     VFIO_PCI, Vfio, VfioError,
 };
 use crate::{Capabilities, HostError, ioctl};
@@ -35,26 +34,28 @@ pub fn open(
     let mut groups = Groups::default();
     let mut leaving = Leaving::new()
         .map_err(|source| VfioError::Open { path: PathBuf::from("epoll"), source })?;
-    let (mut containers, mut reserved) = (BTreeMap::new(), BTreeMap::new());
-    let mut capabilities =
-        Capabilities { page_size_mask: u64::MAX, input_bits: 64, output_last: u64::MAX };
+    let (mut containers, mut found) = (BTreeMap::new(), Vec::new());
+    let (mut page_size_mask, mut reach) = (u64::MAX, Reach::default());
     for (endpoint, address) in devices {
         let (container, info, known) = open_one(address, &mut groups)?;
         let setup =
             |call| move |source| VfioError::Refused { device: address.to_string(), call, source };
         let wish = leaving.watch(endpoint).map_err(setup("eventfd"))?;
         announce_release(container.as_fd(), wish).map_err(setup("VFIO_DEVICE_SET_IRQS"))?;
-        capabilities.page_size_mask &= info.page_size_mask;
-        let last = info.usable.iter().map(IovaRange::last).max();
-        if let Some(last) = last {
-            let bits = u64::BITS - last.raw().leading_zeros();
-            let bits = u8::try_from(bits).unwrap_or(u8::MAX);
-            capabilities.input_bits = capabilities.input_bits.min(bits);
+        page_size_mask &= info.page_size_mask;
+        if !info.usable.is_empty() {
+            reach.narrow(&info.usable);
         }
-        let kept = if info.usable.is_empty() { known } else { gaps(&info.usable, &known) };
-        reserved.insert(endpoint, kept);
+        found.push((endpoint, info.usable, known));
         containers.insert(endpoint, container);
     }
+    // an older kernel does not say what is usable
+    let told = |(endpoint, usable, known): (_, Vec<_>, Vec<_>)| {
+        (endpoint, if usable.is_empty() { known } else { gaps(&usable, &known, reach.last()) })
+    };
+    let reserved: BTreeMap<_, _> = found.into_iter().map(told).collect();
+    let capabilities =
+        Capabilities { page_size_mask, input_bits: reach.bits(), output_last: u64::MAX };
     let endpoints: Vec<_> = reserved.keys().copied().collect();
     let (registers, windows) = registers(&containers, windows)?;
     let kernel = Type1Kernel { containers, windows, capabilities, counters: Counters::default() };

@@ -26,6 +26,7 @@ mod guest;
 mod kernel;
 mod leaving;
 mod ram;
+mod reach;
 mod registers;
 pub(crate) mod sys;
 pub(crate) mod sysfs;
@@ -43,6 +44,7 @@ pub use kernel::Counters;
 pub(crate) use kernel::{Contents, Kernel, NOWHERE, Place, refused};
 pub(crate) use leaving::Leaving;
 pub(crate) use ram::{Piece, Ram, Region};
+pub(crate) use reach::Reach;
 pub use registers::BarWindow;
 pub use sysfs::{PciAddress, Reserved, ReservedKind};
 

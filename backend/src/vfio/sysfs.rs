@@ -151,9 +151,9 @@ fn region(line: &str) -> Option<Reserved> {
     }
 }
 
-/// What lies between usable ranges, which are in ascending order; of the kind that `known` says, and split
-/// where a known region ends inside a gap.
-pub(crate) fn gaps(usable: &[IovaRange], known: &[Reserved]) -> Vec<Reserved> {
+/// What lies between usable ranges, which are in ascending order, and behind them up to `last`, inclusive; of
+/// the kind that `known` says, and split where a known region ends inside a gap.
+pub(crate) fn gaps(usable: &[IovaRange], known: &[Reserved], last: Iova) -> Vec<Reserved> {
     let mut gaps = Vec::new();
     let mut next = Some(Iova::new(0));
     for range in usable {
@@ -164,6 +164,9 @@ pub(crate) fn gaps(usable: &[IovaRange], known: &[Reserved]) -> Vec<Reserved> {
             fill(&mut gaps, gap, known);
         }
         next = range.last().checked_add(1);
+    }
+    if let Some(gap) = next.and_then(|first| IovaRange::new(first, last)) {
+        fill(&mut gaps, gap, known);
     }
     gaps
 }
@@ -248,7 +251,7 @@ mod tests {
         let usable = [range(0x1000, 0xfedf_ffff), range(0xff00_0000, 0xffff_ffff)];
         let msi = reserved(0xfee0_0000, 0xfeef_ffff, ReservedKind::Msi);
         assert_eq!(
-            gaps(&usable, &[msi]),
+            gaps(&usable, &[msi], Iova::new(0xffff_ffff)),
             [
                 reserved(0, 0xfff, ReservedKind::Other),
                 msi,
@@ -259,6 +262,24 @@ mod tests {
 
     #[test]
     fn ranges_without_a_gap_reserve_nothing() {
-        assert_eq!(gaps(&[range(0, u64::MAX)], &[]), []);
+        assert_eq!(gaps(&[range(0, u64::MAX)], &[], Iova::new(u64::MAX)), []);
+        assert_eq!(
+            gaps(&[range(0, 0xfff_ffff)], &[], Iova::new(0xffff)),
+            [],
+            "another is narrower"
+        );
+    }
+
+    #[test]
+    fn what_lies_behind_the_last_usable_range_is_reserved_as_far_as_it_is_told() {
+        let usable = [range(0, 0xfedf_ffff)];
+        let told = Iova::new(0xffff_ffff);
+        assert_eq!(
+            gaps(&usable, &[], told),
+            [reserved(0xfee0_0000, 0xffff_ffff, ReservedKind::Other)]
+        );
+        let msi = reserved(0xfee0_0000, 0xfeef_ffff, ReservedKind::Msi);
+        let rest = reserved(0xfef0_0000, 0xffff_ffff, ReservedKind::Other);
+        assert_eq!(gaps(&usable, &[msi], told), [msi, rest]);
     }
 }
