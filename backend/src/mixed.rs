@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use viommu_pasid::{EndpointId, FirstTable, Requester};
 use viommu_pgtable::{Iova, IovaRange, Mapping};
 
+use crate::vfio::{Ram, Region};
 use crate::{
     Capabilities, DomainId, EndpointCapabilities, HostError, HostIommu, MemoryRegion, Output, Role,
     Target,
@@ -35,6 +36,8 @@ struct Second<B> {
     host: B,
     endpoints: BTreeSet<EndpointId>,
     domains: BTreeMap<DomainId, Members>,
+    /// What the first backend gets back if the second one refuses another.
+    memory: Ram,
 }
 
 /// Which backends have a domain.
@@ -65,7 +68,8 @@ impl<A: HostIommu, B: HostIommu> Mixed<A, B> {
     #[must_use]
     pub fn with(first: A, second: B, endpoints: impl IntoIterator<Item = EndpointId>) -> Self {
         let endpoints = endpoints.into_iter().collect();
-        let second = Second { host: second, endpoints, domains: BTreeMap::new() };
+        let (domains, memory) = (BTreeMap::new(), Ram::default());
+        let second = Second { host: second, endpoints, domains, memory };
         Self { first, second: Some(second) }
     }
 
@@ -190,8 +194,17 @@ impl<A: HostIommu, B: HostIommu> HostIommu for Mixed<A, B> {
 
     fn set_memory(&mut self, regions: &[MemoryRegion<'_>]) -> Result<(), HostError> {
         let Some(second) = &mut self.second else { return self.first.set_memory(regions) };
-        second.host.set_memory(regions)?;
-        self.first.set_memory(regions)
+        let memory = Ram::new(regions)?;
+        self.first.set_memory(regions)?;
+        if let Err(error) = second.host.set_memory(regions) {
+            let before: Vec<_> = second.memory.regions().iter().map(Region::told).collect();
+            if let Err(error) = self.first.set_memory(&before) {
+                log::error!("device processes are without the guest's memory of before: {error}");
+            }
+            return Err(error);
+        }
+        second.memory = memory;
+        Ok(())
     }
 
     fn create_domain(&mut self, domain: DomainId) -> Result<(), HostError> {

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::io;
 
 use viommu_pasid::{EndpointId, FirstTable, Requester};
-use viommu_pgtable::{IovaRange, Mapping};
+use viommu_pgtable::{IovaRange, Mapping, PhysAddr};
 
 use crate::state::State;
 use crate::{
-    Capabilities, DomainId, EndpointCapabilities, HostError, HostIommu, Output, Role, Target,
+    Capabilities, DomainId, EndpointCapabilities, HostError, HostIommu, MemoryRegion, Output, Role,
+    Target,
 };
 
 /// One call of [`HostIommu`], as it came.
@@ -53,6 +54,7 @@ pub struct Recording {
     capabilities: Capabilities,
     endpoints: BTreeMap<EndpointId, EndpointCapabilities>,
     state: State,
+    memory: Vec<(PhysAddr, u64)>,
     calls: Vec<Call>,
     fail_after: Option<u64>,
 }
@@ -68,7 +70,8 @@ impl Recording {
             parked: Vec::new(),
         };
         let endpoints = BTreeMap::new();
-        Self { capabilities, endpoints, state, calls: Vec::new(), fail_after: None }
+        let memory = Vec::new();
+        Self { capabilities, endpoints, state, memory, calls: Vec::new(), fail_after: None }
     }
 
     /// Says what it can do for an endpoint from now on.
@@ -104,6 +107,12 @@ impl Recording {
         &self.state
     }
 
+    /// The guest's memory: where each region starts, and its length, bytes.
+    #[must_use]
+    pub fn memory(&self) -> &[(PhysAddr, u64)] {
+        &self.memory
+    }
+
     fn may_fail(&mut self, call: &'static str) -> Result<(), HostError> {
         match self.fail_after {
             Some(0) => {
@@ -126,6 +135,14 @@ impl HostIommu for Recording {
 
     fn endpoint_capabilities(&self, endpoint: EndpointId) -> EndpointCapabilities {
         self.endpoints.get(&endpoint).cloned().unwrap_or_default()
+    }
+
+    fn set_memory(&mut self, regions: &[MemoryRegion<'_>]) -> Result<(), HostError> {
+        if !regions.is_empty() {
+            self.may_fail("set_memory")?;
+        }
+        self.memory = regions.iter().map(|region| (region.gpa, region.bytes)).collect();
+        Ok(())
     }
 
     fn create_domain(&mut self, domain: DomainId) -> Result<(), HostError> {

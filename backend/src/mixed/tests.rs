@@ -1,3 +1,6 @@
+use std::fs::File;
+use std::os::fd::AsFd;
+
 use viommu_pasid::vtd::{FirstControls, FirstLevel};
 use viommu_pasid::{EndpointId, FirstTable, Requester};
 use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
@@ -5,7 +8,7 @@ use viommu_pgtable::{Access, Iova, IovaRange, Mapping, PhysAddr};
 use super::Mixed;
 use crate::recording::{Call, Recording};
 use crate::state::State;
-use crate::{Capabilities, DomainId, HostError, HostIommu, Output, Role, Target};
+use crate::{Capabilities, DomainId, HostError, HostIommu, MemoryRegion, Output, Role, Target};
 
 /// A process's endpoint, and a device of the host's.
 const SOFT: Requester = Requester::rid(EndpointId::new(0x10));
@@ -132,6 +135,43 @@ fn a_mapping_that_one_refuses_is_in_neither() {
         host.map(DOMAIN, &page(0x1000, 0x5000)).unwrap_err();
         assert_eq!(states(&mut host), before);
         host.map(DOMAIN, &page(0x1000, 0x5000)).unwrap();
+    }
+}
+
+fn set_memory(host: &mut Mixed<Recording, Recording>, regions: &[(u64, u64)]) -> bool {
+    let file = File::open("/dev/null").unwrap();
+    let region = |&(gpa, bytes): &(u64, u64)| MemoryRegion {
+        gpa: PhysAddr::new(gpa),
+        bytes,
+        file: file.as_fd(),
+        offset: gpa,
+    };
+    host.set_memory(&regions.iter().map(region).collect::<Vec<_>>()).is_ok()
+}
+
+/// What both have, which has to be the same.
+fn memory(host: &Mixed<Recording, Recording>) -> Vec<(u64, u64)> {
+    let both = [host.first(), host.second().unwrap()].map(Recording::memory);
+    assert_eq!(both[0], both[1]);
+    both[0].iter().map(|(start, bytes)| (start.raw(), *bytes)).collect()
+}
+
+#[test]
+fn memory_that_one_refuses_is_in_neither() {
+    let refuse: [fn(&mut Mixed<Recording, Recording>); 2] =
+        [|host| host.first_mut().fail_after(0), |host| host.second_mut().unwrap().fail_after(0)];
+    let (before, other) = ([(0, 0x8000), (0x10_0000, 0x1000)], [(0x8000, 0x2000)]);
+    for refuse in refuse {
+        let mut host = mixed();
+        refuse(&mut host);
+        assert!(!set_memory(&mut host, &before));
+        assert_eq!(memory(&host), []);
+        assert!(set_memory(&mut host, &before));
+        refuse(&mut host);
+        assert!(!set_memory(&mut host, &other));
+        assert_eq!(memory(&host), before);
+        assert!(set_memory(&mut host, &other));
+        assert_eq!(memory(&host), other);
     }
 }
 

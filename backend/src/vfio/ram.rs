@@ -89,6 +89,11 @@ impl Region {
         self.offset
     }
 
+    /// What the VMM has told of it.
+    pub(crate) fn told(&self) -> MemoryRegion<'_> {
+        MemoryRegion { gpa: self.gpa, bytes: self.bytes, file: self.file(), offset: self.offset }
+    }
+
     /// The same memory at the same place.
     pub(crate) fn is(&self, other: &Self) -> bool {
         (self.gpa, self.bytes, self.offset, self.inode)
