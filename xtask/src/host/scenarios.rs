@@ -120,6 +120,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
                 "left",
                 "away",
                 "end",
+                "given",
                 "replaced-other",
                 "replaced",
             ],

@@ -2,17 +2,24 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use viommu_client::{Request, Rights};
 
 use super::load::{Replacement, each_write_goes_where_the_new_domain_leads};
 use crate::bench::{
-    Bench, EDU, HERE, ONE, OPTIONS, SECOND, TEST, TEST_AT, THERE, TWO, is_refused, reaches,
+    Bench, EDU, EDU_AT, HERE, ONE, OPTIONS, SECOND, SECOND_AT, TEST, TEST_AT, THERE, TWO, boot,
+    is_refused, reaches,
 };
+use crate::daemon::Daemon;
+use crate::edu::Edu;
+use crate::iommufd::Device;
 use crate::pci::Function;
-use crate::ram::PAGE;
+use crate::ram::{PAGE, Ram};
 use crate::testdev::TestDevice;
+use crate::vmm::Vmm;
 use crate::{check, expect};
 
 /// The function behind the other IOMMU: here, behind a bridge of its own, and for the guest that is played.
@@ -23,8 +30,8 @@ const OPTION: &str = "00:07.0,vfio=0001:09:00.0";
 /// Flag of ATTACH: a bypass domain.
 const BYPASS: u32 = 1;
 
-/// Where the kernel counts the pages of IOMMUs' tables, and what makes it add up what its processors have counted
-/// (Documentation/admin-guide/sysctl/vm.rst in Linux).
+/// Where the kernel counts the pages of IOMMUs' tables, and what makes it add up what its processors have
+/// counted (Documentation/admin-guide/sysctl/vm.rst in Linux).
 const COUNTS: &str = "/proc/vmstat";
 const TABLE_PAGES: &str = "nr_iommu_pages ";
 const ADD_UP: &str = "/proc/sys/vm/stat_refresh";
@@ -49,13 +56,59 @@ pub(super) fn play() -> io::Result<()> {
     check("away", one_is_elsewhere_meanwhile(&mut both));
     check("replaced-other", replaced_under_load(&mut both, OTHER));
     check("replaced", replaced_under_load(&mut both, TEST));
-    let Bench { daemon, driver, .. } = both.bench;
-    drop(driver);
-    check("end", daemon.end().map(|_| "status 0".to_owned()));
+    check("end", both.end().map(|()| "status 0".to_owned()));
+    check("given", all_holds_for_devices_of_a_vmm(&function));
     Ok(())
 }
 
+/// The daemon does not know which descriptor is which of the VMM's devices, and so not whose IOMMU a
+/// table has to be for: it finds that out.
+fn all_holds_for_devices_of_a_vmm(other: &Function) -> io::Result<String> {
+    let (mut both, vmm) = Both::given(other)?;
+    a_domain_rules_both(&mut both)?;
+    what_bypasses_reaches_all_memory_and_then_nothing(&mut both)?;
+    a_mapping_takes_tables_in_each_iommu(&mut both)?;
+    who_enters_late_finds_what_is_mapped(&mut both)?;
+    one_leaves_and_the_other_goes_on(&mut both)?;
+    one_is_elsewhere_meanwhile(&mut both)?;
+    for endpoint in [OTHER, TEST] {
+        replaced_under_load(&mut both, endpoint)?;
+    }
+    both.end()?;
+    drop(vmm);
+    Ok("the same with devices that a VMM shares".to_owned())
+}
+
 impl Both {
+    /// The functions are those of a VMM, which has to outlive the daemon.
+    fn given(other: &Function) -> io::Result<(Self, Vmm)> {
+        let [test, edu, second] = [TEST_AT, EDU_AT, SECOND_AT].map(Function::at);
+        let ram = Arc::new(Ram::new()?);
+        let vmm = Vmm::new(&[&test, &edu, &second, other], &ram)?;
+        let iommufd = vmm.iommufd.as_raw_fd();
+        let endpoint = |(slot, device): (usize, &Device)| {
+            format!(
+                "--endpoint=00:{slot:02x}.0,vfio=fd:{},iommufd=fd:{iommufd}",
+                device.as_raw_fd()
+            )
+        };
+        let endpoints: Vec<_> = (4..).zip(&vmm.devices).map(endpoint).collect();
+        let options = ["--boot-bypass", "off", "--on-start", "block", "--log-level", "info"];
+        let options: Vec<_> = endpoints.iter().map(String::as_str).chain(options).collect();
+        let daemon = Daemon::start("/tmp/given", &options)?;
+        let driver = boot(&daemon, &ram)?;
+        let (test, edu) = (TestDevice::open(&test)?, Edu::open(&edu)?);
+        let bench = Bench { ram, daemon, driver, test, edu };
+        Ok((Self { bench, other: TestDevice::open(other)? }, vmm))
+    }
+
+    /// The guest goes, and the daemon ends as it should.
+    fn end(self) -> io::Result<()> {
+        let Bench { daemon, driver, .. } = self.bench;
+        drop(driver);
+        daemon.end().map(drop)
+    }
+
     /// ATTACH of both functions.
     fn attach(&mut self, domain: u32) -> io::Result<()> {
         self.bench.attach(domain, TEST)?;
@@ -126,16 +179,19 @@ fn a_domain_rules_both(both: &mut Both) -> io::Result<String> {
     Ok("one MAP, one UNMAP; a read-only page is written by neither".to_owned())
 }
 
-/// The kernel says so: the same MAP takes twice the pages where the domain has met both.
+/// The kernel says so: the same MAP takes twice the pages where the domain has met both, however many
+/// functions are behind one of them.
 fn a_mapping_takes_tables_in_each_iommu(both: &mut Both) -> io::Result<String> {
     let page = both.bench.ram.page()?;
     both.bench.attach(ONE, TEST)?;
     let alone = pages_taken(|| both.bench.map(ONE, HERE, page, Rights::ReadWrite))?;
     both.attach(TWO)?;
+    both.bench.attach(TWO, EDU)?;
     let twice = pages_taken(|| both.bench.map(TWO, HERE, page, Rights::ReadWrite))?;
     expect("none for one", &(alone == 0), &false)?;
     expect("pages of tables", &twice, &(2 * alone))?;
     both.reach(HERE, page)?;
+    both.detach_one(TWO, EDU)?;
     both.detach(TWO)?;
     Ok(format!("a MAP took {alone} pages of tables with one IOMMU, {twice} with both"))
 }
@@ -218,7 +274,7 @@ fn one_is_elsewhere_meanwhile(both: &mut Both) -> io::Result<String> {
     Ok("in another domain it reaches that; back again, what has changed".to_owned())
 }
 
-/// Both domains meet both IOMMUs, and in each is a function behind the first while one is replaced by the other.
+/// Both domains meet both IOMMUs, and in each is a function behind the first while one replaces the other.
 fn replaced_under_load(both: &mut Both, endpoint: u32) -> io::Result<String> {
     both.bench.attach(ONE, EDU)?;
     both.bench.attach(TWO, SECOND)?;
