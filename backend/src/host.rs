@@ -238,6 +238,16 @@ pub trait HostIommu: Send {
     /// [`HostError`]; the old target stays. [`Target::Blocked`] only withdraws, and cannot fail.
     fn attach(&mut self, requester: Requester, target: Target) -> Result<(), HostError>;
 
+    /// Sends the DMA of an endpoint, which the guest has attached to nothing, where `bypass` says. A host
+    /// that was told what becomes of its devices until the guest attaches them notes it only; for all others
+    /// this is [`attach`](Self::attach).
+    ///
+    /// # Errors
+    /// Those of [`attach`](Self::attach).
+    fn send_unattached(&mut self, requester: Requester, target: Target) -> Result<(), HostError> {
+        self.attach(requester, target)
+    }
+
     /// [`map`](Self::map) or [`unmap`](Self::unmap) of what is at `iova` comes soon: has the memory
     /// fetched that it will need. Changes nothing, and may do nothing.
     fn look_ahead(&self, domain: DomainId, iova: Iova) {

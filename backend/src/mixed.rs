@@ -293,6 +293,10 @@ impl<A: HostIommu, B: HostIommu> HostIommu for Mixed<A, B> {
         self.host_of(requester.endpoint).attach(requester, target)
     }
 
+    fn send_unattached(&mut self, requester: Requester, target: Target) -> Result<(), HostError> {
+        self.host_of(requester.endpoint).send_unattached(requester, target)
+    }
+
     fn look_ahead(&self, domain: DomainId, iova: Iova) {
         self.first.look_ahead(domain, iova);
     }

@@ -3,7 +3,7 @@
 //! The model of the contract: tests compare other backends with it, and the state machine's undoing
 //! is tested by letting the n-th fallible call fail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use viommu_pasid::{EndpointId, FirstTable, Requester};
@@ -55,6 +55,7 @@ pub struct Recording {
     endpoints: BTreeMap<EndpointId, EndpointCapabilities>,
     state: State,
     memory: Vec<(PhysAddr, u64)>,
+    unattached: BTreeSet<Requester>,
     calls: Vec<Call>,
     fail_after: Option<u64>,
 }
@@ -71,7 +72,9 @@ impl Recording {
         };
         let endpoints = BTreeMap::new();
         let memory = Vec::new();
-        Self { capabilities, endpoints, state, memory, calls: Vec::new(), fail_after: None }
+        let unattached = BTreeSet::new();
+        let calls = Vec::new();
+        Self { capabilities, endpoints, state, memory, unattached, calls, fail_after: None }
     }
 
     /// Says what it can do for an endpoint from now on.
@@ -111,6 +114,13 @@ impl Recording {
     #[must_use]
     pub fn memory(&self) -> &[(PhysAddr, u64)] {
         &self.memory
+    }
+
+    /// Whether `requester` was last sent somewhere by [`HostIommu::send_unattached`], which is recorded as
+    /// [`Call::Attach`].
+    #[must_use]
+    pub fn is_unattached(&self, requester: Requester) -> bool {
+        self.unattached.contains(&requester)
     }
 
     fn may_fail(&mut self, call: &'static str) -> Result<(), HostError> {
@@ -209,11 +219,18 @@ impl HostIommu for Recording {
             self.may_fail("attach")?;
         }
         self.calls.push(Call::Attach(requester, target));
+        self.unattached.remove(&requester);
         self.state.parked.retain(|parked| *parked != requester);
         match target {
             Target::Blocked => self.state.targets.remove(&requester),
             Target::Identity | Target::Domain(_) => self.state.targets.insert(requester, target),
         };
+        Ok(())
+    }
+
+    fn send_unattached(&mut self, requester: Requester, target: Target) -> Result<(), HostError> {
+        self.attach(requester, target)?;
+        self.unattached.insert(requester);
         Ok(())
     }
 

@@ -34,7 +34,7 @@ impl Iommu {
             if endpoint.attached.is_some() && !endpoint.lent_to_firmware {
                 continue;
             }
-            if let Err(error) = host.attach(Requester::rid(id), target) {
+            if let Err(error) = host.send_unattached(Requester::rid(id), target) {
                 self.take_back(host, &done);
                 return Err(error);
             }
@@ -233,7 +233,12 @@ impl Iommu {
         target: Target,
     ) -> Target {
         let requester = Requester::rid(id);
-        let sent = match host.attach(requester, target) {
+        let sent = match target {
+            Target::Domain(_) => host.attach(requester, target),
+            // that of a bypass domain, too: the guest has attached it before, and the host knows
+            Target::Identity | Target::Blocked => host.send_unattached(requester, target),
+        };
+        let sent = match sent {
             Ok(()) => target,
             Err(error) => {
                 log::error!("endpoint {id} is blocked: the host refused {target:?}: {error}");

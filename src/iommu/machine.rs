@@ -121,7 +121,7 @@ impl Iommu {
         self.learn_capabilities(host)?;
         let target = self.unattached_target();
         for (&endpoint, state) in &mut self.endpoints {
-            host.attach(Requester::rid(endpoint), target)
+            host.send_unattached(Requester::rid(endpoint), target)
                 .map_err(|source| StartError::Endpoint { endpoint, source })?;
             state.target = target;
         }

@@ -39,6 +39,17 @@ fn a_change_of_bypass_moves_exactly_the_endpoints_that_are_attached_to_nothing()
 }
 
 #[test]
+fn the_host_can_tell_what_the_guest_attached_to_a_bypass_domain_from_what_it_never_did() {
+    let mut rig = attached_with_bypass();
+    assert_eq!((rig.host.is_unattached(rid(A)), rig.host.is_unattached(rid(B))), (false, true));
+    assert_eq!(rig.request(&attach(B, 2, true)), Status::OK);
+    assert_eq!(rig.calls(), [attached_call(B, Target::Identity)]);
+    assert!(!rig.host.is_unattached(rid(B)));
+    rig.iommu.reset(&mut rig.host);
+    assert!(rig.host.is_unattached(rid(A)));
+}
+
+#[test]
 fn a_park_holds_what_is_attached_and_resume_lets_it_go_on() {
     let mut rig = attached_with_bypass();
     let before = rig.snapshot();

@@ -80,15 +80,20 @@ impl HostIommu for Vfio {
         if pasid.is_some() {
             return if target == Target::Blocked { Ok(()) } else { Err(NO_PASIDS) };
         }
-        // What decides is `on_start`, until the guest says more than that the machine has started.
-        let waits = self.endpoint(id)?.on_start != OnStart::Boot;
-        if !waits || matches!(target, Target::Domain(_)) {
-            self.move_to(id, target)?;
-            self.endpoint(id)?.on_start = OnStart::Boot;
-        }
+        self.move_to(id, target)?;
         let endpoint = self.endpoint(id)?;
+        endpoint.on_start = OnStart::Boot;
         endpoint.target = target;
         endpoint.parked = false;
+        Ok(())
+    }
+
+    fn send_unattached(&mut self, requester: Requester, target: Target) -> Result<(), HostError> {
+        let endpoint = self.endpoint(requester.endpoint)?;
+        if endpoint.on_start == OnStart::Boot {
+            return self.attach(requester, target);
+        }
+        endpoint.target = target;
         Ok(())
     }
 

@@ -97,6 +97,10 @@ fn attach(vfio: &mut Vfio, endpoint: EndpointId, target: Target) -> Result<(), H
     vfio.attach(Requester::rid(endpoint), target)
 }
 
+fn send_unattached(vfio: &mut Vfio, endpoint: EndpointId, target: Target) {
+    vfio.send_unattached(Requester::rid(endpoint), target).unwrap();
+}
+
 fn page(iova: Iova, gpa: u64) -> Mapping {
     let range = IovaRange::with_len(iova, 0x1000).unwrap();
     Mapping::new(range, PhysAddr::new(gpa), Access::RW).unwrap()
@@ -284,7 +288,7 @@ fn what_leads_to_registers_goes_before_their_device_even_if_the_kernel_refuses()
 fn given_devices_are_left_alone_until_all_are_adopted_and_a_failed_adoption_can_be_repeated() {
     let mut rig = Rig::given(OnStart::Boot);
     for endpoint in [FIRST, SECOND] {
-        attach(&mut rig.vfio, endpoint, Target::Identity).unwrap();
+        send_unattached(&mut rig.vfio, endpoint, Target::Identity);
     }
     assert_eq!(rig.kernel.take_calls(), []);
     // finding them, and attaching the second
@@ -300,7 +304,7 @@ fn given_devices_are_left_alone_until_all_are_adopted_and_a_failed_adoption_can_
 }
 
 #[test]
-fn a_kept_device_stays_where_it_was_until_an_attach_to_a_domain_succeeds() {
+fn a_kept_device_stays_where_it_was_until_an_attach_succeeds() {
     let mut rig = Rig::given(OnStart::Keep);
     rig.kernel.refuse([0]);
     rig.vfio.adopt().unwrap_err();
@@ -311,12 +315,11 @@ fn a_kept_device_stays_where_it_was_until_an_attach_to_a_domain_succeeds() {
     attach(&mut rig.vfio, FIRST, Target::Domain(ONE)).unwrap_err();
     rig.kernel.take_calls();
     for target in [Target::Identity, Target::Blocked] {
-        attach(&mut rig.vfio, FIRST, target).unwrap();
+        send_unattached(&mut rig.vfio, FIRST, target);
     }
     assert_eq!(rig.kernel.take_calls(), [], "it is kept still");
-    for target in [Target::Domain(ONE), Target::Blocked] {
-        attach(&mut rig.vfio, FIRST, target).unwrap();
-    }
+    attach(&mut rig.vfio, FIRST, Target::Domain(ONE)).unwrap();
+    send_unattached(&mut rig.vfio, FIRST, Target::Blocked);
     let moved = [Place::Domain(ONE), Place::Nowhere];
     assert_eq!(rig.kernel.take_calls(), moved.map(|place| Call::Attach(FIRST, place, vec![])));
 }
@@ -332,6 +335,18 @@ fn a_device_to_be_blocked_that_the_kernel_does_not_move_is_cut_off() {
         rig.kernel.take_calls(),
         [Call::Adopt, blocked(FIRST), blocked(SECOND), Call::CutOff(SECOND), blocked(OTHER)]
     );
-    attach(&mut rig.vfio, FIRST, Target::Identity).unwrap();
+    send_unattached(&mut rig.vfio, FIRST, Target::Identity);
     assert_eq!(rig.kernel.take_calls(), [], "blocked until the guest attaches it");
+}
+
+#[test]
+fn an_attach_to_a_bypass_domain_moves_a_device_that_is_kept_or_blocked() {
+    for on_start in [OnStart::Keep, OnStart::Block] {
+        let mut rig = Rig::given(on_start);
+        rig.vfio.adopt().unwrap();
+        send_unattached(&mut rig.vfio, FIRST, Target::Identity);
+        rig.kernel.take_calls();
+        attach(&mut rig.vfio, FIRST, Target::Identity).unwrap();
+        assert_eq!(rig.kernel.take_calls(), [Call::Attach(FIRST, Place::Identity, vec![])]);
+    }
 }
