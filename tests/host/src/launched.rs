@@ -41,7 +41,7 @@ const MACHINE: &[&str] = &[
     "-m",
     "96M",
     "-machine",
-    "q35,memory-backend=ram,sata=off,smbus=off,usb=off,i8042=off,vmport=off,hpet=off",
+    "q35,memory-backend=ram,sata=off,smbus=off,usb=off,i8042=off,vmport=off",
     "-global",
     "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
     "-accel",
