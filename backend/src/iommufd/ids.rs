@@ -18,21 +18,28 @@ pub(super) fn candidates(known: Option<u32>, bound: &[u32]) -> impl Iterator<Ite
 /// Tries `make` with each id until one succeeds; which, and what was made.
 ///
 /// # Errors
-/// What the first id said, or that there is none.
+/// What was said first that is more than that an id is of another IOMMU; else that, or that there is no id.
 pub(super) fn first_that<T>(
     ids: impl Iterator<Item = u32>,
     mut make: impl FnMut(u32) -> Result<T, HostError>,
 ) -> Result<(u32, T), HostError> {
-    let mut first = None;
+    let mut told: Option<HostError> = None;
     for id in ids {
         match make(id) {
             Ok(made) => return Ok((id, made)),
-            Err(error) => {
-                first.get_or_insert(error);
-            }
+            Err(error) if told.as_ref().is_none_or(is_of_another) => told = Some(error),
+            Err(_) => {}
         }
     }
-    Err(first.unwrap_or(UNBOUND))
+    Err(told.unwrap_or(UNBOUND))
+}
+
+/// Whether the kernel has said only that a device is not behind that IOMMU.
+fn is_of_another(error: &HostError) -> bool {
+    match error {
+        HostError::Refused { source, .. } => source.raw_os_error() == Some(libc::EINVAL),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -61,6 +68,19 @@ mod tests {
         assert_eq!(candidates(Some(4), &[2, 4, 6]).collect::<Vec<_>>(), [4, 2, 6]);
         assert_eq!(candidates(None, &[2, 4, 6]).collect::<Vec<_>>(), [2, 4, 6]);
         assert_eq!(candidates(Some(4), &[]).collect::<Vec<_>>(), [4]);
+    }
+
+    #[test]
+    fn another_iommus_id_hides_no_lack_of_memory() {
+        let other = || refused(io::Error::from_raw_os_error(libc::EINVAL));
+        for short in 1..4 {
+            let all = first_that(1..4, |id| -> Result<u32, _> {
+                Err(if id == short { HostError::OutOfMappings } else { other() })
+            });
+            assert!(matches!(all, Err(HostError::OutOfMappings)), "{all:?}");
+        }
+        let told = first_that(1..4, |_| -> Result<u32, _> { Err(other()) }).unwrap_err();
+        assert_eq!(told.to_string(), other().to_string());
     }
 
     #[test]
