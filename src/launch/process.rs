@@ -12,6 +12,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use super::share::Shared;
 use super::{LaunchError, system};
 
+/// A time that the kernel cannot be told.
+pub(super) fn too_long() -> LaunchError {
+    system("a limit of time")(io::ErrorKind::InvalidInput.into())
+}
+
 /// A process that is killed if it is left behind.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -43,8 +48,7 @@ impl Process {
         &mut self,
         limit: Duration,
     ) -> Result<Option<ExitStatus>, LaunchError> {
-        let limit = Timespec::try_from(limit).map_err(|_| io::ErrorKind::InvalidInput.into());
-        let limit = limit.map_err(system("a limit of time"))?;
+        let limit = Timespec::try_from(limit).map_err(|_| too_long())?;
         let mut watched = [PollFd::new(&self.ended, PollFlags::IN)];
         retry_on_intr(|| poll(&mut watched, Some(&limit)))
             .map_err(|errno| system("poll")(errno.into()))?;

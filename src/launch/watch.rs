@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
-use super::process::Process;
+use super::process::{Process, too_long};
 use super::qmp::Qmp;
 use super::{LaunchError, system};
 use crate::daemon::signal::Signals;
@@ -97,11 +97,9 @@ impl<'scope> Watch<'scope> {
         let (events, fds): (Vec<_>, Vec<_>) = watched.into_iter().unzip();
         let mut fds: Vec<_> =
             fds.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        let limit = self.leaving.as_ref().map(|(until, _)| Timespec {
-            // a constant of this file is no longer than that
-            tv_sec: until.saturating_duration_since(Instant::now()).as_secs().cast_signed(),
-            tv_nsec: 0,
-        });
+        let left = |until: &Instant| until.saturating_duration_since(Instant::now());
+        let limit = self.leaving.as_ref().map(|(until, _)| Timespec::try_from(left(until)));
+        let limit = limit.transpose().map_err(|_| too_long())?;
         match poll(&mut fds, limit.as_ref()) {
             Ok(0) => return Ok(vec![Event::Late]),
             Ok(_) => {}
