@@ -27,6 +27,7 @@ structures! {
     "6.2" iommufd(abi::IOMMUFD_CMD_IOAS_IOVA_RANGES) => abi::iommu_ioas_iova_ranges, size;
     "6.6" iommufd(abi::IOMMUFD_CMD_HWPT_ALLOC) => abi::iommu_hwpt_alloc, size;
     "6.6" iommufd(abi::IOMMUFD_CMD_GET_HW_INFO) => abi::iommu_hw_info, size;
+    // of dma-bufs: 7.0
     "6.13" iommufd(abi::IOMMUFD_CMD_IOAS_MAP_FILE) => abi::iommu_ioas_map_file, size, Plain;
     "6.6" vfio(18) => vfio_device_bind_iommufd, argsz;
     "6.6" vfio(19) => vfio_device_attach_iommufd_pt, argsz, Plain;

@@ -85,7 +85,8 @@ impl Vfio {
     }
 
     /// The VMM has bound the devices and attached them: from now on they go where the guest's IOMMU says.
-    /// Only now it is known what they can map: [`HostIommu::capabilities`](crate::HostIommu::capabilities) may be less than before.
+    /// Only now it is known what they can map: [`HostIommu::capabilities`](crate::HostIommu::capabilities)
+    /// may be less than before.
     ///
     /// # Errors
     /// A device cannot be found or attached. The call can be repeated.

@@ -190,7 +190,19 @@ pub(crate) fn status_of(done: Result<(), Error>) -> io::Result<Status> {
 }
 
 /// Flags of MAP: to be read and written.
-const READ_WRITE: u32 = 3;
+pub(crate) const READ_WRITE: u32 = 3;
+
+/// Flag of ATTACH: a bypass domain.
+const BYPASS: u32 = 1;
+
+/// ATTACH to a bypass domain, which has to succeed.
+///
+/// # Errors
+/// It does not.
+pub(crate) fn attach_to_bypass(driver: &mut Driver, domain: u32, endpoint: u32) -> io::Result<()> {
+    let attach = Request::Attach { domain, endpoint, flags: BYPASS };
+    driver.request(&attach).map(drop).map_err(io::Error::other)
+}
 
 /// What memory holds before a DMA.
 const UNTOUCHED: [u8; 4] = [0xee; 4];

@@ -5,7 +5,7 @@ use std::io;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use viommu_client::vmm::FrontEnd;
-use viommu_client::{Iommu, Request, Rights, Status, features};
+use viommu_client::{Iommu, Rights, Status, features};
 
 use super::load::{self, Replacement};
 use crate::bench::{Bench, HERE, ONE, OPTIONS, TEST, status_of};
@@ -18,9 +18,6 @@ const LIMIT: u64 = 8 << 20;
 
 /// Where a mapping as long as the limit leads: behind what queues use.
 const MIDDLE: u64 = RAM_BYTES / 2;
-
-/// Flags of MAP: to be read and written.
-const READ_WRITE: u32 = 3;
 
 pub(super) fn play() -> io::Result<()> {
     // what we start has no capability to pin more
@@ -74,14 +71,9 @@ fn a_map_past_the_limit_is_refused_and_maps_nothing(bench: &mut Bench) -> io::Re
 fn a_map_that_fails_in_its_second_part_maps_nothing(bench: &mut Bench) -> io::Result<String> {
     bench.driver.transport().set_memory(&[(0, MIDDLE), (MIDDLE, RAM_BYTES - MIDDLE)])?;
     let start = MIDDLE - LIMIT / 2;
-    let map = Request::Map {
-        domain: ONE,
-        iovas: HERE..=HERE + (LIMIT + PAGE - 1),
-        to: start,
-        flags: READ_WRITE,
-    };
-    let answer = bench.driver.send(&map).map_err(io::Error::other)?;
-    expect("a page more than all", &answer.status(), &Status::NOMEM)?;
+    let iovas = HERE..=HERE + (LIMIT + PAGE - 1);
+    let refused = status_of(bench.driver.map(ONE, iovas, start, Rights::ReadWrite))?;
+    expect("a page more than all", &refused, &Status::NOMEM)?;
     bench.is_refused(HERE, start)?;
     bench.is_refused(HERE + LIMIT / 2, MIDDLE)?;
     expect("KiB pinned", &bench.daemon.pinned_kib()?, &0)?;

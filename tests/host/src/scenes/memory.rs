@@ -4,9 +4,11 @@
 use std::fs;
 use std::io;
 
-use viommu_client::{Request, Rights, Status};
+use viommu_client::{Rights, Status};
 
-use crate::bench::{Bench, FOLDER, HERE, ONE, OPTIONS, TEST, THERE, TWO, status_of};
+use crate::bench::{
+    Bench, FOLDER, HERE, ONE, OPTIONS, TEST, THERE, TWO, attach_to_bypass, status_of,
+};
 use crate::ram::{PAGE, RAM_BYTES};
 use crate::{check, expect};
 
@@ -25,9 +27,6 @@ const SEAM: u64 = HALF - SEAM_BYTES / 2;
 
 /// Where that is for the device: behind what leads to the part that stays.
 const OVER: u64 = THERE + PAGE;
-
-/// Flag of ATTACH: a bypass domain.
-const BYPASS: u32 = 1;
 
 /// An endpoint without a device, whose domain nothing limits.
 const OTHER: u32 = 0x80;
@@ -105,8 +104,7 @@ fn all_is_reached(bench: &Bench) -> io::Result<()> {
 
 fn bypassing_devices_reach_what_there_is(bench: &mut Bench) -> io::Result<()> {
     let before = bench.daemon.pinned_kib()?;
-    let bypass = Request::Attach { domain: TWO, endpoint: TEST, flags: BYPASS };
-    bench.driver.request(&bypass).map_err(io::Error::other)?;
+    attach_to_bypass(&mut bench.driver, TWO, TEST)?;
     bench.reaches(STAYS, STAYS)?;
     bench.reaches(GOES, GOES)?;
     bench.driver.transport().set_memory(&[FIRST])?;

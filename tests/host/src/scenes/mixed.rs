@@ -8,7 +8,9 @@ use viommu_iotlb::{Device, Reader};
 use viommu_pgtable::{Access, Iova};
 
 use super::load::{self, Replacement};
-use crate::bench::{Bench, FOLDER, HERE, ONE, OPTIONS, TEST, THERE, page_range, status_of};
+use crate::bench::{
+    Bench, FOLDER, HERE, ONE, OPTIONS, READ_WRITE, TEST, THERE, page_range, status_of,
+};
 use crate::ram::RAM_BYTES;
 use crate::{check, expect};
 
@@ -19,9 +21,6 @@ const SOCKET: &str = "process";
 /// Room for few tables, and what one of the lowest level spans, bytes: a page in each such span takes one.
 const LITTLE: &[&str] = &["--table-memory", "512K"];
 const TABLE_SPAN: u64 = 2 << 20;
-
-/// Flags of MAP: to be read and written.
-const READ_WRITE: u32 = 3;
 
 pub(super) fn play() -> io::Result<()> {
     let socket = Path::new(FOLDER).join(SOCKET);

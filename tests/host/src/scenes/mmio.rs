@@ -9,7 +9,8 @@ use viommu_client::{Request, Rights, Status};
 
 use super::load::{Replacement, domains_are_replaced};
 use crate::bench::{
-    Bench, Driver, EDU_AT, FOLDER, HERE, ONE, OPTIONS, SECOND, TEST, TEST_AT, THERE, boot,
+    Bench, Driver, EDU_AT, FOLDER, HERE, ONE, OPTIONS, READ_WRITE, SECOND, TEST, TEST_AT, THERE,
+    boot,
 };
 use crate::daemon::Daemon;
 use crate::edu::{Edu, LIVENESS_AT};
@@ -26,7 +27,6 @@ const OPTION: &str = "0xe0000000-0xe0001fff,endpoint=00:05.0,bar=0";
 
 /// Flags of MAP.
 const READ: u32 = 1;
-const READ_WRITE: u32 = 3;
 const MMIO: u32 = 4;
 
 /// What `edu` has before a DMA.

@@ -4,12 +4,12 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use viommu_client::{Request, Rights};
+use viommu_client::Rights;
 
 use super::load::{Replacement, each_write_goes_where_the_new_domain_leads};
 use crate::bench::{
-    Driver, HERE, ONE, TEST, TEST_AT, TWO, boot, is_refused, last_page_is_reached, page_range,
-    reaches,
+    Driver, HERE, ONE, TEST, TEST_AT, TWO, attach_to_bypass, boot, is_refused,
+    last_page_is_reached, page_range, reaches,
 };
 use crate::check;
 use crate::daemon::Daemon;
@@ -20,9 +20,6 @@ use crate::vmm::Vmm;
 
 /// Endpoints without a device: what is attached for them keeps a domain that the device leaves.
 const OTHERS: &str = "00:05.0-00:06.0";
-
-/// ATTACH's flag: to a bypass domain.
-const BYPASS: u32 = 1;
 
 /// The VMM's part, which outlives every daemon.
 struct Machine {
@@ -76,8 +73,7 @@ impl Machine {
     fn is_bypassed_once_it_is_attached_so(&self, daemon: &Daemon, page: u64) -> io::Result<()> {
         let mut driver = boot(daemon, &self.ram)?;
         self.is_refused(page, page)?;
-        let attach = Request::Attach { domain: ONE, endpoint: TEST, flags: BYPASS };
-        driver.request(&attach).map_err(io::Error::other)?;
+        attach_to_bypass(&mut driver, ONE, TEST)?;
         self.reaches(page, page)
     }
 }

@@ -6,12 +6,12 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use viommu_client::{Request, Rights};
+use viommu_client::Rights;
 
 use super::load::{Replacement, each_write_goes_where_the_new_domain_leads};
 use crate::bench::{
-    Bench, EDU, EDU_AT, HERE, ONE, OPTIONS, SECOND, SECOND_AT, TEST, TEST_AT, THERE, TWO, boot,
-    is_refused, reaches,
+    Bench, EDU, EDU_AT, HERE, ONE, OPTIONS, SECOND, SECOND_AT, TEST, TEST_AT, THERE, TWO,
+    attach_to_bypass, boot, is_refused, reaches,
 };
 use crate::daemon::Daemon;
 use crate::edu::Edu;
@@ -26,9 +26,6 @@ use crate::{check, expect};
 const OTHER_AT: &str = "0001:09:00.0";
 const OTHER: u32 = 0x38;
 const OPTION: &str = "00:07.0,vfio=0001:09:00.0";
-
-/// Flag of ATTACH: a bypass domain.
-const BYPASS: u32 = 1;
 
 /// Where the kernel counts the pages of IOMMUs' tables, and what makes it add up what its processors have
 /// counted (Documentation/admin-guide/sysctl/vm.rst in Linux).
@@ -155,8 +152,7 @@ fn what_bypasses_reaches_all_memory_and_then_nothing(both: &mut Both) -> io::Res
     let page = both.bench.ram.page()?;
     both.are_refused(page, page)?;
     for endpoint in [TEST, OTHER] {
-        let bypass = Request::Attach { domain: TWO, endpoint, flags: BYPASS };
-        both.bench.driver.request(&bypass).map_err(io::Error::other)?;
+        attach_to_bypass(&mut both.bench.driver, TWO, endpoint)?;
     }
     both.reach(page, page)?;
     both.detach(TWO)?;
